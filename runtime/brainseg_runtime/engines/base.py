@@ -1,0 +1,53 @@
+"""What every engine is: tiles in, logits out, and an honest word about where they were computed."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Engine", "EngineIdentity"]
+
+
+@dataclass(frozen=True)
+class EngineIdentity:
+    """What an engine really runs on, as found after it was opened, not as it was asked for."""
+
+    engine: str
+    """``"ort"``, ``"openvino"``, ``"trt"``, ``"keras"``, ..."""
+    provider: str
+    """The engine's own name for what computes, such as ``"CPUExecutionProvider"``."""
+    device: str
+    """``"cpu"`` or ``"cuda:0"``."""
+    precision: str
+    """Of the graph: ``"fp32"`` or ``"fp16"``."""
+    version: str
+    """Of the engine's package."""
+
+
+class Engine(Protocol):
+    """Computes a network on a batch of tiles.
+
+    Float32 stands on both sides of the border, whatever an engine computes in.
+    """
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """What the engine really runs on."""
+        ...
+
+    def infer(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of a batch of tiles.
+
+        Shapes: (N, i, j, k, C) -> (N, i, j, k, R), channels last; i, j, k multiples of the
+        spec's divisor.
+
+        Raises:
+            EngineUnavailable: ``E_ENGINE_FAILED`` when the computation fails, gives values that
+                are not finite, or the engine was closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds; closing twice does nothing."""
+        ...

@@ -1,0 +1,206 @@
+"""Everything a model was trained to expect and what its outputs mean, as one value that travels with it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, get_args
+
+from brainseg_runtime.errors import BundleInvalid
+
+__all__ = ["FORMAT", "Label", "Modality", "ModelSpec", "Region"]
+
+FORMAT = 1
+"""The version of the spec's form; a reader refuses a newer one."""
+
+Activation = Literal["sigmoid", "softmax"]
+Normalisation = Literal["zscore", "none"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One input channel and the file-name words that announce it."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Label:
+    """A value of the label image and what it stands for."""
+
+    value: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """A union of labels that is reported as one, such as the tumour core."""
+
+    name: str
+    labels: tuple[int, ...]
+    threshold: float = 0.5
+    """Probability from which a voxel belongs to the region; used by sigmoid models only."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What goes into a model, what comes out of it, and how a scan becomes the one and the other.
+
+    A sigmoid model has one output channel per region, in the order of ``regions``; regions are nested
+    or disjoint, an outer one before those inside it. A softmax model has one output channel per entry
+    of ``channels``, which names the label value of each.
+
+    Raises:
+        BundleInvalid: ``E_SPEC`` where fields contradict each other.
+    """
+
+    name: str
+    modalities: tuple[Modality, ...]
+    """Input channels, in order."""
+    reference: str
+    """The modality on whose grid a segmentation is written."""
+    labels: tuple[Label, ...]
+    regions: tuple[Region, ...]
+    tile: tuple[int, int, int]
+    """(i, j, k) voxels that the network sees at once."""
+    divisor: tuple[int, int, int]
+    """(i, j, k) the network's input must be a multiple of."""
+    activation: Activation = "sigmoid"
+    channels: tuple[int, ...] = ()
+    """Softmax models: the label value of each output channel; empty for sigmoid models."""
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Voxel size of the network's grid, in mm, along R, A, S."""
+    orientation: Literal["RAS"] = "RAS"
+    overlap: float = 0.5
+    """Fraction of a tile that neighbouring tiles share along each axis."""
+    normalisation: Normalisation = "zscore"
+    """``zscore``: per modality over the brain, background 0. ``none``: intensities as they are."""
+    min_volume_mm3: float = 0.0
+    """Connected pieces of a region smaller than this are dropped."""
+    input_name: str = "image"
+    output_name: str = "logits"
+
+    def __post_init__(self) -> None:
+        for problem in self._problems():
+            raise BundleInvalid(
+                "E_SPEC", f"the specification of {self.name!r}: {problem}.", "Correct spec.json."
+            )
+
+    def _problems(self) -> list[str]:
+        names = [modality.name for modality in self.modalities]
+        values = {label.value for label in self.labels}
+        problems = []
+        if not names or len(set(names)) != len(names):
+            problems.append(f"modalities are named once each, received {names}")
+        if self.reference not in names:
+            problems.append(f"the reference {self.reference!r} is none of {names}")
+        if not values or len(values) != len(self.labels) or not all(0 < v < 256 for v in values):
+            problems.append(f"label values are distinct in 1..255, received {sorted(values)}")
+        if not self.regions or len({region.name for region in self.regions}) != len(self.regions):
+            problems.append("regions are named once each")
+        for region in self.regions:
+            if not set(region.labels) <= values or not region.labels:
+                problems.append(f"region {region.name} is made of unknown labels {region.labels}")
+            if not 0.0 < region.threshold < 1.0:
+                problems.append(f"the threshold of {region.name} is not between 0 and 1")
+        if self.activation not in get_args(Activation):
+            problems.append(f"unknown activation {self.activation!r}")
+        if self.normalisation not in get_args(Normalisation):
+            problems.append(f"unknown normalisation {self.normalisation!r}")
+        if self.orientation != "RAS":
+            problems.append(f"orientation is RAS, received {self.orientation!r}")
+        if self.activation == "sigmoid":
+            problems.extend(self._nesting_problems())
+            if self.channels:
+                problems.append("channels belong to softmax models")
+        elif set(self.channels) != values | {0} or len(self.channels) != len(values) + 1:
+            problems.append(f"softmax channels name 0 and every label once, received {self.channels}")
+        if len(self.tile) != 3 or len(self.divisor) != 3 or min(self.divisor, default=0) < 1:
+            problems.append("tile and divisor are three positive numbers")
+        elif any(t < 1 or t % d for t, d in zip(self.tile, self.divisor, strict=True)):
+            problems.append(f"tile {self.tile} is not a multiple of divisor {self.divisor}")
+        if len(self.spacing) != 3 or not all(0.05 <= mm <= 20.0 for mm in self.spacing):
+            problems.append(f"spacing is three sizes in 0.05..20 mm, received {self.spacing}")
+        if not 0.0 <= self.overlap <= 0.75:
+            problems.append(f"overlap is in 0..0.75, received {self.overlap}")
+        if not 0.0 <= self.min_volume_mm3 < float("inf"):
+            problems.append(f"min_volume_mm3 is not negative, received {self.min_volume_mm3}")
+        return problems
+
+    def _nesting_problems(self) -> list[str]:
+        problems = []
+        for n, outer in enumerate(self.regions):
+            for inner in self.regions[n + 1 :]:
+                shared = set(outer.labels) & set(inner.labels)
+                if shared and not set(inner.labels) < set(outer.labels):
+                    problems.append(f"region {inner.name} is neither inside {outer.name} nor apart from it")
+            if len(set(outer.labels).difference(*(r.labels for r in self.regions[n + 1 :]))) != 1:
+                problems.append(f"region {outer.name} must hold exactly one label that no inner region holds")
+        return problems
+
+    @property
+    def output_channels(self) -> int:
+        """Number of channels R of the network's output."""
+        return len(self.regions) if self.activation == "sigmoid" else len(self.channels)
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Label value -> name."""
+        return {label.value: label.name for label in self.labels}
+
+    @property
+    def region_labels(self) -> dict[str, tuple[int, ...]]:
+        """Region name -> label values."""
+        return {region.name: region.labels for region in self.regions}
+
+    def own_label(self, region: Region) -> int:
+        """The one label of a region that no region inside it holds."""
+        inner = self.regions[self.regions.index(region) + 1 :]
+        (value,) = set(region.labels).difference(*(r.labels for r in inner))
+        return value
+
+    def to_json(self) -> str:
+        """The spec as JSON text, keys sorted, so that equal specs are equal bytes."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a spec.
+
+        Raises:
+            BundleInvalid: ``E_BUNDLE_FORMAT`` for a newer format or unknown or missing fields,
+                ``E_SPEC`` for fields that contradict each other.
+        """
+        try:
+            raw = json.loads(text)
+            version = raw.pop("format")
+            if version != FORMAT:
+                raise BundleInvalid(
+                    "E_BUNDLE_FORMAT",
+                    f"the specification has format {version}, this runtime reads {FORMAT}.",
+                    "Update brainseg-runtime, or export the model again.",
+                )
+            return cls(**_typed(raw))
+        except BundleInvalid:
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise BundleInvalid(
+                "E_BUNDLE_FORMAT", f"not a model specification: {error}.", "Export the model again."
+            ) from error
+
+
+def _typed(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's lists and objects as the tuples and values of the spec."""
+    fields: dict[str, Any] = dict(raw)
+    fields["modalities"] = tuple(
+        Modality(str(m["name"]), tuple(str(a) for a in m["aliases"])) for m in raw["modalities"]
+    )
+    fields["labels"] = tuple(Label(int(entry["value"]), str(entry["name"])) for entry in raw["labels"])
+    fields["regions"] = tuple(
+        Region(str(r["name"]), tuple(int(v) for v in r["labels"]), float(r["threshold"]))
+        for r in raw["regions"]
+    )
+    for name, kind in (("tile", int), ("divisor", int), ("channels", int), ("spacing", float)):
+        if name in raw:
+            fields[name] = tuple(kind(value) for value in raw[name])
+    return fields
