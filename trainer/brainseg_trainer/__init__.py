@@ -1,0 +1,1 @@
+"""Keras builds, trains and measures the networks that brainseg deploys."""

@@ -6,7 +6,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Engine", "EngineIdentity"]
+from brainseg_runtime.errors import EngineUnavailable
+
+__all__ = ["Engine", "EngineIdentity", "finite"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class EngineIdentity:
     """What an engine really runs on, as found after it was opened, not as it was asked for."""
 
     engine: str
-    """``"ort"``, ``"openvino"``, ``"trt"``, ``"keras"``, ..."""
+    """``"ort"``, ``"keras"``, ..."""
     provider: str
     """The engine's own name for what computes, such as ``"CPUExecutionProvider"``."""
     device: str
@@ -51,3 +53,20 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back what the engine holds; closing twice does nothing."""
         ...
+
+
+def finite(logits: NDArray[np.float32], identity: EngineIdentity) -> NDArray[np.float32]:
+    """The logits, if they are numbers: an overflow must never become a mask.
+
+    Raises:
+        EngineUnavailable: ``E_ENGINE_FAILED`` for NaN or infinite values.
+    """
+    # A sum is NaN or infinite as soon as one term is, and needs no array of booleans.
+    if not np.isfinite(logits.sum(dtype=np.float64)):
+        raise EngineUnavailable(
+            "E_ENGINE_FAILED",
+            f"engine {identity.engine} on {identity.device} in {identity.precision} gave NaN or "
+            "infinite logits.",
+            "Use --precision fp32, and report the model and the scan's intensities.",
+        )
+    return logits

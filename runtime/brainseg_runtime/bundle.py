@@ -1,0 +1,217 @@
+"""A model as a folder that knows its own inputs, lists its own files and proves its own parity."""
+
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainseg_runtime.certificate import Certificate
+from brainseg_runtime.errors import BundleInvalid, OutputUnwritable
+from brainseg_runtime.spec import FORMAT, ModelSpec
+
+__all__ = ["GRAPHS", "Bundle", "Golden", "Precision", "write_bundle"]
+
+Precision = Literal["fp32", "fp16"]
+
+GRAPHS: Mapping[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
+"""The graph of each precision."""
+
+MANIFEST = "manifest.json"
+DIGEST = "manifest.sha256"
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """A tile and what the Keras model makes of it: the known answer of the self-test."""
+
+    tile: NDArray[np.float32]
+    """(i, j, k, C), prepared intensities."""
+    logits: NDArray[np.float32]
+    """(i, j, k, R), stored in FP16."""
+
+    def to_npz(self) -> bytes:
+        """The golden tile as the bytes of ``selftest.npz``."""
+        stream = io.BytesIO()
+        np.savez_compressed(stream, tile=self.tile.astype(np.float16), logits=self.logits.astype(np.float16))
+        return stream.getvalue()
+
+    @classmethod
+    def from_npz(cls, data: bytes) -> Self:
+        """Read ``selftest.npz``; no pickle is ever loaded."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return cls(arrays["tile"].astype(np.float32), arrays["logits"].astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle whose every byte has been held against its manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    spec: ModelSpec
+    certificate: Certificate
+    sha256: str
+    """Of the manifest, and through it of every file: the model's identity."""
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Self:
+        """Open a bundle and check all of it.
+
+        Raises:
+            BundleInvalid: ``E_NOT_BUNDLE`` without a manifest, ``E_BUNDLE_DAMAGED`` where a byte of
+                any file differs or a file is missing or not listed, ``E_BUNDLE_FORMAT`` for a newer
+                format, ``E_SPEC`` for a contradictory specification.
+        """
+        folder = Path(folder)
+        data = _file(folder, MANIFEST)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if _file(folder, DIGEST) != _digest_line(sha256):
+            raise _damaged(folder, f"{MANIFEST} does not match {DIGEST}")
+        manifest = _manifest(data)
+        listed = {MANIFEST, DIGEST, *manifest["files"]}
+        present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        if present != listed:
+            raise _damaged(folder, f"files missing or not listed: {sorted(present ^ listed)}")
+        for name in manifest["files"]:
+            _checked(folder, name, manifest)
+        spec = ModelSpec.from_json(json.dumps(manifest["spec"]))
+        certificate = Certificate.from_json(_checked(folder, "certificate.json", manifest))
+        return cls(folder, manifest, spec, certificate, sha256)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a listed file, checked as they are read: what was hashed is what is used."""
+        return _checked(self.folder, name, self.manifest)
+
+    def graph(self, precision: Precision) -> bytes:
+        """The ONNX graph of a precision."""
+        return self.read(GRAPHS[precision])
+
+    def graph_sha256(self, precision: Precision) -> str:
+        """The digest of a precision's graph."""
+        return str(self.manifest["files"][GRAPHS[precision]]["sha256"])
+
+    def golden(self) -> Golden:
+        """The known answer of the self-test."""
+        return Golden.from_npz(self.read("selftest.npz"))
+
+
+def write_bundle(
+    folder: Path | str,
+    spec: ModelSpec,
+    files: Mapping[str, bytes],
+    *,
+    provenance: Mapping[str, object],
+    licence: str,
+    intended_use: str,
+) -> Bundle:
+    """Write a bundle and open it; one that stood there before is replaced only when the new one is whole.
+
+    Raises:
+        OutputUnwritable: ``E_OUTPUT`` where the folder cannot be written or holds something else.
+    """
+    folder = Path(folder)
+    manifest = {
+        "format": FORMAT,
+        "name": spec.name,
+        "spec": json.loads(spec.to_json()),
+        "files": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            for name, data in sorted(files.items())
+        },
+        "provenance": dict(provenance),
+        "licence": licence,
+        "intended_use": intended_use,
+    }
+    text = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+    everything = {
+        **files,
+        MANIFEST: text,
+        DIGEST: _digest_line(hashlib.sha256(text).hexdigest()),
+    }
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise OutputUnwritable(
+            "E_OUTPUT",
+            f"{folder} exists and is not a bundle, so it is not replaced.",
+            "Name another folder, or remove this one.",
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            staging.chmod(0o755)
+            for name, data in everything.items():
+                (staging / name).write_bytes(data)
+            shutil.rmtree(folder, ignore_errors=True)
+            staging.rename(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise OutputUnwritable(
+            "E_OUTPUT",
+            f"the bundle {folder} cannot be written: {error}.",
+            "Check space and rights.",
+        ) from error
+    return Bundle.open(folder)
+
+
+def _manifest(data: bytes) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(data)
+        version = manifest["format"]
+        named = {"spec", "files", "provenance", "licence", "intended_use"} <= set(manifest)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleInvalid(
+            "E_BUNDLE_FORMAT", f"{MANIFEST} is malformed: {error}.", "Export the model again."
+        ) from error
+    if version != FORMAT or not named:
+        raise BundleInvalid(
+            "E_BUNDLE_FORMAT",
+            f"{MANIFEST} has format {version}, this runtime reads {FORMAT}.",
+            "Update brainseg-runtime, or export the model again.",
+        )
+    return manifest
+
+
+def _checked(folder: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
+    if name not in manifest["files"]:
+        raise _damaged(folder, f"{name} is not in the bundle")
+    data = _file(folder, name)
+    if hashlib.sha256(data).hexdigest() != manifest["files"][name]["sha256"]:
+        raise _damaged(folder, f"{name} differs from its sha256 in {MANIFEST}")
+    return data
+
+
+def _file(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if Path(name).name != name or path.is_symlink() or not path.is_file():
+        if name == MANIFEST:
+            raise BundleInvalid(
+                "E_NOT_BUNDLE",
+                f"{folder} has no {MANIFEST}.",
+                "Name a bundle's folder, as made by brainseg-export bundle.",
+            )
+        raise _damaged(folder, f"{name} is missing or is not a plain file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _damaged(folder, f"{name} cannot be read: {error.strerror}") from error
+
+
+def _digest_line(sha256: str) -> bytes:
+    return f"{sha256}  {MANIFEST}\n".encode()
+
+
+def _damaged(folder: Path, what: str) -> BundleInvalid:
+    return BundleInvalid(
+        "E_BUNDLE_DAMAGED",
+        f"bundle {folder}: {what}.",
+        "Do not use it; fetch or export the bundle again.",
+    )
