@@ -1,0 +1,204 @@
+"""From a scan to the network's grid and back: the only preprocessing there is, and its inverse.
+
+``prepare`` and ``restore`` are tied by a value, the ``Placement``; neither remembers anything.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.geometry import Geometry, Reorientation, Shape, to_canonical
+from brainseg_runtime.spec import ModelSpec
+from brainseg_runtime.volume import Volume
+
+__all__ = ["Placement", "Prepared", "prepare", "prepare_labels", "restore"]
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a network's grid lies in the scan that it was made from."""
+
+    scan: Geometry
+    """The scan's own grid."""
+    reorientation: Reorientation
+    """From the scan's axes to R, A, S."""
+    start: Shape
+    """First voxel of the brain's box, on the reoriented grid."""
+    stop: Shape
+    """One past the last voxel of the brain's box."""
+    grid: Shape
+    """(i, j, k) of the network's grid, which spans the same box."""
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        """The brain's box as slices of a reoriented array."""
+        i, j, k = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+        return i, j, k
+
+    @property
+    def box_shape(self) -> Shape:
+        """Voxels of the brain's box along each axis, at the scan's own spacing."""
+        i, j, k = (b - a for a, b in zip(self.start, self.stop, strict=True))
+        return i, j, k
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scan as the network sees it."""
+
+    data: Array
+    """(i, j, k, C): R, A, S axes, the spec's spacing, the brain's box, normalised."""
+    placement: Placement
+
+
+def prepare(volume: Volume, spec: ModelSpec) -> Prepared:
+    """Bring a scan onto the network's grid.
+
+    Shapes: (I, J, K, C) -> (i, j, k, C). Axes are reordered exactly; the box of the brain is cut out;
+    intensities are z-scored over the brain, background 0; spacing changes by linear interpolation,
+    after the z-score, so that the background's own value never bleeds into the brain.
+
+    Raises:
+        ScanRefused: ``E_CHANNELS`` for another number of modalities than the spec's, ``E_NO_BRAIN``
+            where nothing differs from the background.
+    """
+    if volume.data.shape[3] != len(spec.modalities):
+        raise ScanRefused(
+            "E_CHANNELS",
+            f"scan {volume.scan} has {volume.data.shape[3]} modalities, the model takes "
+            f"{[modality.name for modality in spec.modalities]}.",
+            "Give one file per modality, in that order.",
+        )
+    reorientation = to_canonical(volume.geometry)
+    channels = [reorientation.apply(volume.data[..., c]) for c in range(volume.data.shape[3])]
+    foreground = np.zeros(channels[0].shape, dtype=bool)
+    for channel in channels:
+        background = _background(channel)
+        if background is None:
+            foreground[:] = True
+        else:
+            foreground |= channel != background
+    start, stop = _bounding_box(foreground, volume.scan)
+    spacing = reorientation.geometry(volume.geometry).spacing
+    placement = Placement(volume.geometry, reorientation, start, stop, _grid(start, stop, spacing, spec))
+    brain = np.ascontiguousarray(foreground[placement.box])
+    # Channels first in memory, channels last in view: what an NCDHW graph wants without a copy.
+    data = np.empty((len(channels), *placement.grid), dtype=np.float32)
+    for c, channel in enumerate(channels):
+        values = np.array(channel[placement.box], dtype=np.float32, order="C")
+        if spec.normalisation == "zscore":
+            _zscore(values, brain)
+        data[c] = _resample(values, placement.grid)
+    return Prepared(np.moveaxis(data, 0, -1), placement)
+
+
+def prepare_labels(labels: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+    """Bring a label image (I, J, K) onto the network's grid (i, j, k), each voxel the nearest label."""
+    box = placement.reorientation.apply(labels)[placement.box]
+    for axis, (old, new) in enumerate(zip(box.shape, placement.grid, strict=True)):
+        nearest = np.floor((np.arange(new) + 0.5) * old / new).astype(np.intp)
+        box = np.take(box, nearest, axis=axis)
+    return np.ascontiguousarray(box, dtype=np.uint8)
+
+
+def restore(
+    logits: Array, placement: Placement, decide: Callable[[Array], NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    """Bring a network's answer back to the scan's own grid.
+
+    Shapes: (i, j, k, R) -> (I, J, K). Logits are interpolated to the scan's spacing and decided there,
+    a slab at a time; ``decide`` maps (..., R) to labels (...) voxel by voxel. Outside the brain's box
+    is background.
+    """
+    reoriented = placement.reorientation
+    labels = np.zeros(placement.scan.shape, dtype=np.uint8)
+    box = reoriented.apply(labels)[placement.box]
+    depth, height, width = placement.box_shape
+    for i in range(0, depth, SLAB):
+        rows = slice(i, min(i + SLAB, depth))
+        slab = _resample_axis(logits, depth, 0, rows)
+        box[rows] = decide(_resample_axis(_resample_axis(slab, height, 1), width, 2))
+    return labels
+
+
+SLAB = 32
+"""Slices that are interpolated and decided at a time: bounds the memory of ``restore``."""
+
+
+def _background(channel: Array) -> np.float32 | None:
+    """The value of the background: the most frequent one, which need not be 0; None without one.
+
+    A background is exactly constant, so a thin regular sample finds it; tissue hardly repeats a value.
+    """
+    sample = channel[::3, ::3, ::3]
+    values, counts = np.unique(sample, return_counts=True)
+    most = int(counts.argmax())
+    return np.float32(values[most]) if counts[most] >= BACKGROUND_SHARE * sample.size else None
+
+
+BACKGROUND_SHARE = 0.02
+"""Share of the voxels from which a single repeated value counts as background."""
+
+
+def _bounding_box(foreground: NDArray[np.bool_], scan: str) -> tuple[Shape, Shape]:
+    ends = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        (hit,) = np.nonzero(foreground.any(axis=others))
+        if hit.size == 0:
+            raise ScanRefused(
+                "E_NO_BRAIN", f"every voxel of scan {scan} is background.", "Check the input images."
+            )
+        ends.append((int(hit[0]), int(hit[-1]) + 1))
+    (i0, i1), (j0, j1), (k0, k1) = ends
+    return (i0, j0, k0), (i1, j1, k1)
+
+
+def _grid(start: Shape, stop: Shape, spacing: tuple[float, float, float], spec: ModelSpec) -> Shape:
+    """The network's grid over a box: as many voxels as come closest to the spec's spacing.
+
+    Spacing is rounded to 0.1 um: an affine's last bits must not decide a voxel count.
+    """
+    i, j, k = (
+        max(1, round((b - a) * round(mm, 4) / target))
+        for a, b, mm, target in zip(start, stop, spacing, spec.spacing, strict=True)
+    )
+    return i, j, k
+
+
+def _zscore(values: Array, brain: NDArray[np.bool_]) -> None:
+    """Normalise in place to mean 0 and deviation 1 over the brain, and 0 outside."""
+    inside = values[brain]
+    mean = inside.mean(dtype=np.float64)
+    deviation = float(inside.std(dtype=np.float64))
+    values -= np.float32(mean)
+    values *= np.float32(1.0 / deviation if deviation > 0 else 0.0)
+    values[~brain] = 0.0
+
+
+def _resample(values: Array, shape: Shape) -> Array:
+    """Interpolate (i, j, k) linearly to another shape over the same box, one axis after the other."""
+    for axis, size in enumerate(shape):
+        values = _resample_axis(values, size, axis)
+    return values
+
+
+def _resample_axis(values: Array, size: int, axis: int, part: slice = slice(None)) -> Array:
+    """Interpolate one axis linearly to ``size`` samples over the same extent, and take a part of them.
+
+    Voxels are cells: sample n of m has its centre at (n + 1/2) / m of the extent.
+    """
+    old = values.shape[axis]
+    if old == size:
+        return values[(slice(None),) * axis + (part,)]
+    position = np.clip((np.arange(size)[part] + 0.5) * old / size - 0.5, 0, old - 1)
+    below = np.minimum(position.astype(np.intp), old - 2) if old > 1 else np.zeros(len(position), np.intp)
+    above = np.minimum(below + 1, old - 1)
+    weight = (position - below).astype(np.float32).reshape((-1,) + (1,) * (values.ndim - axis - 1))
+    lower = np.take(values, below, axis=axis)
+    return lower + weight * (np.take(values, above, axis=axis) - lower)
