@@ -1,7 +1,7 @@
 """Where voxels lie in the patient: a grid of voxels and its affine, in mm, RAS+."""
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from nibabel.orientations import aff2axcodes, io_orientation
@@ -11,6 +11,7 @@ __all__ = ["Geometry", "HeaderGeometry", "Reorientation", "to_canonical"]
 
 Shape = tuple[int, int, int]
 Affine = NDArray[np.float64]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,13 @@ class Reorientation:
     flips: tuple[bool, bool, bool]
     """Which new axes are then reversed."""
 
-    def apply(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    def apply(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         """Reorder the first three axes of (I, J, K, ...); a view, no copy."""
         rest = tuple(range(3, array.ndim))
         steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
         return array.transpose(*self.axes, *rest)[steps]
 
-    def undo(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    def undo(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         """Bring (I, J, K, ...) back to the order it had before ``apply``; a view, no copy."""
         rest = tuple(range(3, array.ndim))
         steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)

@@ -18,7 +18,8 @@ def decide(logits: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.uint8]:
     Softmax models: the label of the largest logit.
     """
     if spec.activation == "softmax":
-        return np.array(spec.channels, dtype=np.uint8)[logits.argmax(axis=-1)]
+        by_channel = np.array(spec.channels, dtype=np.uint8)
+        return by_channel.take(logits.argmax(axis=-1))
     labels = np.zeros(logits.shape[:-1], dtype=np.uint8)
     for r, region in enumerate(spec.regions):
         labels[logits[..., r] >= _logit(region.threshold)] = spec.own_label(region)

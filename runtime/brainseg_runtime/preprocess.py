@@ -200,5 +200,8 @@ def _resample_axis(values: Array, size: int, axis: int, part: slice = slice(None
     below = np.minimum(position.astype(np.intp), old - 2) if old > 1 else np.zeros(len(position), np.intp)
     above = np.minimum(below + 1, old - 1)
     weight = (position - below).astype(np.float32).reshape((-1,) + (1,) * (values.ndim - axis - 1))
-    lower = np.take(values, below, axis=axis)
-    return lower + weight * (np.take(values, above, axis=axis) - lower)
+    lower: Array = np.take(values, below, axis=axis)
+    step: Array = np.take(values, above, axis=axis) - lower
+    step *= weight
+    step += lower
+    return step

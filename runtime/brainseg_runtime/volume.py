@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ class Segmentation:
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Region name -> the label values that it is made of, such as ``{"TC": (1, 3)}``."""
     scan: str = "scan"
-    record: Mapping[str, object] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
     """What ran, on what, for how long: everything that the scan's JSON says beside the volumes."""
 
     def __post_init__(self) -> None:

@@ -1,1 +1,1 @@
-"""The engines, one file each, and the one place that picks among them."""
+"""The engines, one file each: tiles in, logits out."""

@@ -62,7 +62,9 @@ def finite(logits: NDArray[np.float32], identity: EngineIdentity) -> NDArray[np.
         EngineUnavailable: ``E_ENGINE_FAILED`` for NaN or infinite values.
     """
     # A sum is NaN or infinite as soon as one term is, and needs no array of booleans.
-    if not np.isfinite(logits.sum(dtype=np.float64)):
+    with np.errstate(invalid="ignore"):
+        total = logits.sum(dtype=np.float64)
+    if not np.isfinite(total):
         raise EngineUnavailable(
             "E_ENGINE_FAILED",
             f"engine {identity.engine} on {identity.device} in {identity.precision} gave NaN or "

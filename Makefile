@@ -1,0 +1,82 @@
+# Thin: every target is one or two commands that could be typed by hand.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+RUN ?= demo
+DATA ?= data/synthetic
+CONFIG ?=
+SCANS ?= $(DATA)
+OUT ?= out
+
+BIN := .venv/bin
+UV := $(shell command -v uv || echo .tools/bin/uv)
+PYTHON ?= python3
+INSTALLED := .venv/.installed
+
+.PHONY: help setup demo test check format lint types imports train export infer bench lock clean
+
+help:  ## list the verbs (this page)
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(INSTALLED)  ## make .venv with everything, from requirements.lock
+
+.tools/bin/uv:
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet uv
+
+$(INSTALLED): requirements.lock runtime/pyproject.toml trainer/pyproject.toml export/pyproject.toml | $(filter .tools/%,$(UV))
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv
+	$(UV) pip install --quiet --python .venv --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python .venv --no-deps -e runtime -e trainer -e export
+	@touch $@
+
+demo: setup  ## synthetic scans, training, export, inference on unseen scans, Dice: under 5 minutes
+	$(BIN)/brainseg-train synthetic demo/train --count 24 --seed 1
+	$(BIN)/brainseg-train synthetic demo/unseen --count 4 --seed 2
+	$(BIN)/brainseg-train fit demo/train --run runs/demo --config demo
+	$(BIN)/brainseg-export bundle runs/demo -o bundles/demo
+	$(BIN)/brainseg-infer demo/unseen -m bundles/demo -o demo/out --preview --overwrite
+	$(BIN)/brainseg-train score demo/out demo/unseen
+
+data/synthetic: | setup
+	$(BIN)/brainseg-train synthetic $@ --count 24 --seed 1
+
+train: setup $(filter data/synthetic,$(DATA))  ## DATA=<folder of scans with truth> RUN=<name>: Keras model in runs/<name>
+	$(BIN)/brainseg-train fit $(DATA) --run runs/$(RUN) $(if $(CONFIG),--config $(CONFIG))
+
+export: setup  ## RUN=<name>: runs/<name> becomes the certified bundle bundles/<name>
+	$(BIN)/brainseg-export bundle runs/$(RUN) -o bundles/$(RUN)
+
+infer: setup  ## SCANS=<folder> RUN=<name> OUT=<folder>: segment scans with a bundle
+	$(BIN)/brainseg-infer $(SCANS) -m bundles/$(RUN) -o $(OUT)
+
+test: setup  ## the test suite
+	$(BIN)/pytest
+
+check: lint types imports test  ## all that CI checks, but for the demo
+
+format: setup  ## let ruff format and mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup  ## ruff
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+imports: setup  ## who may import whom
+	$(BIN)/lint-imports
+
+bench: setup  ## seconds per stage and file to file, and the engines side by side as ratios
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=benchmarks/latest.json
+	$(BIN)/python -m benchmarks.report benchmarks/latest.json
+
+lock: | $(filter .tools/%,$(UV))  ## resolve the dependencies anew into requirements.lock
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		--group dev runtime/pyproject.toml trainer/pyproject.toml export/pyproject.toml \
+		--extra cpu --extra report --no-emit-package brainseg-runtime -o requirements.lock
+
+clean:  ## remove what was made: environments, demo, runs, bundles, caches
+	rm -rf .venv .tools demo runs bundles out data .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -1,0 +1,160 @@
+"""A folder of scans through one segmenter: read ahead, go on after a bad one, skip what is done."""
+
+import hashlib
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
+from brainseg_runtime.outputs import LabelScheme, Written, is_done, result_path, write, write_table
+from brainseg_runtime.preview import draw_preview
+from brainseg_runtime.scans import Found, Scan, read
+from brainseg_runtime.segmenter import Segmenter
+from brainseg_runtime.volume import Source, Volume
+
+__all__ = ["Done", "Failed", "Outcome", "Skipped", "exit_status", "run"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A scan whose results were written now."""
+
+    scan: str
+    written: Written
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A scan whose results already stood, made from the same inputs by the same model and options."""
+
+    scan: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A scan without a result, and why."""
+
+    scan: str
+    error: BrainsegError
+
+
+Outcome = Done | Skipped | Failed
+Fetched = tuple[Volume, float] | Skipped
+
+
+def run(
+    segmenter: Segmenter,
+    found: Found,
+    folder: Path,
+    *,
+    label_scheme: LabelScheme = "brats2023",
+    overwrite: bool = False,
+    preview: bool = False,
+) -> Iterator[Outcome]:
+    """Segment every scan into a folder, one outcome a scan, and write the table of volumes at the end.
+
+    The next scan is read while this one is computed.
+
+    Raises:
+        OutputUnwritable: ``E_OUTPUT``; it stops the run, since no other scan could be written either.
+    """
+    yield from (Failed(scan, error) for scan, error in found.refused.items())
+    expected = segmenter.record()
+    expected["options"] = {**expected["options"], "label_scheme": label_scheme}
+
+    def fetch(scan: Scan) -> Fetched:
+        started = time.perf_counter()
+        if not overwrite and _stands(scan, folder, expected):
+            return Skipped(scan.id)
+        return read(scan), time.perf_counter() - started
+
+    try:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
+            for scan, fetched in _one_ahead(reader, fetch, found.scans):
+                try:
+                    answer = fetched.result()
+                    if isinstance(answer, Skipped):
+                        yield answer
+                        continue
+                    volume, seconds = answer
+                    yield _segment(segmenter, volume, seconds, folder, label_scheme, preview)
+                except OutputUnwritable:
+                    raise
+                except BrainsegError as error:
+                    yield Failed(scan.id, error)
+                except MemoryError:
+                    yield Failed(scan.id, _no_memory(scan))
+                # The other scans must go on whatever one of them brings to light.
+                except Exception as error:  # noqa: BLE001
+                    yield Failed(scan.id, _unexpected(scan, error))
+    finally:
+        write_table(folder)
+
+
+def exit_status(outcomes: list[Outcome]) -> int:
+    """0 when every scan has its results, 4 when some have, else what all scans failed with (3 if mixed)."""
+    failed = [outcome.error.exit_status for outcome in outcomes if isinstance(outcome, Failed)]
+    if not failed:
+        return 0
+    if len(failed) < len(outcomes):
+        return 4
+    return failed[0] if len(set(failed)) == 1 else 3
+
+
+def _segment(
+    segmenter: Segmenter, volume: Volume, seconds: float, folder: Path, scheme: LabelScheme, preview: bool
+) -> Done:
+    segmentation = segmenter.segment(volume)
+    record = dict(segmentation.record)
+    record["seconds"] = {"read": round(seconds, 4), **record["seconds"]}
+    record["peak_memory_mb"] = _peak_memory_mb()
+    if not segmentation.labels.any():
+        record["warnings"] = [*record.get("warnings", []), "no tumour found"]
+    segmentation = replace(segmentation, record=record)
+    if preview:
+        draw_preview(volume, segmentation, segmenter.spec, result_path(folder, volume.scan, ".png"))
+    return Done(volume.scan, write(segmentation, folder, label_scheme=scheme))
+
+
+def _one_ahead(
+    reader: ThreadPoolExecutor, fetch: Callable[[Scan], Fetched], scans: tuple[Scan, ...]
+) -> Iterator[tuple[Scan, Future[Fetched]]]:
+    """Each scan with its reading under way, and the next one's queued behind it."""
+    queue = deque(reader.submit(fetch, scan) for scan in scans[:1])
+    for n, scan in enumerate(scans):
+        if n + 1 < len(scans):
+            queue.append(reader.submit(fetch, scans[n + 1]))
+        yield scan, queue.popleft()
+
+
+def _stands(scan: Scan, folder: Path, expected: dict[str, object]) -> bool:
+    if not result_path(folder, scan.id, ".json").is_file():
+        return False
+    sources = [
+        vars(Source(file.modality, file.path.name, hashlib.sha256(file.path.read_bytes()).hexdigest()))
+        for file in scan.files
+    ]
+    return is_done(folder, scan.id, {**expected, "inputs": sources})
+
+
+def _peak_memory_mb() -> float:
+    """The most memory that this process has held so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+
+
+def _no_memory(scan: Scan) -> BudgetExceeded:
+    return BudgetExceeded(
+        "E_MEMORY", f"scan {scan.id} does not fit in memory.", "Give more memory, or a smaller --batch."
+    )
+
+
+def _unexpected(scan: Scan, error: Exception) -> BrainsegError:
+    return BrainsegError(
+        "E_UNEXPECTED", f"scan {scan.id}: {type(error).__name__}: {error}.", "Please report it."
+    )

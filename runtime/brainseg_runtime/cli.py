@@ -1,0 +1,161 @@
+"""``brainseg-infer``: a folder of scans in, a folder of segmentations out.
+
+It imports the rest inside its functions, so that ``--help``
+answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from brainseg_runtime.console import end_with
+
+if TYPE_CHECKING:
+    from brainseg_runtime.batch import Outcome
+
+__all__ = ["infer_main", "main"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _brainseg() -> None:
+    """Brain-tumour segmentation, deployed. Research use only, not a medical device."""
+
+
+@app.command()
+def infer(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SCANS...", help="Folders of scans, or one scan's folder.", show_default=False
+        ),
+    ],
+    model: Annotated[Path, typer.Option("--model", "-m", help="The bundle to run.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("out"),
+    engine: Annotated[
+        Literal["auto", "ort"], typer.Option(help="A named engine is a demand; auto says what it took.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="Where to compute: cpu.")] = "cpu",
+    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Which graph of the bundle.")] = "fp32",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the engine.", show_default="one a core")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Tiles computed at a time.")] = 1,
+    label_scheme: Annotated[
+        Literal["brats2023", "brats2021", "regions"],
+        typer.Option(help="ET = 3, ET = 4, or one 0/1 map a region."),
+    ] = "brats2023",
+    preview: Annotated[bool, typer.Option("--preview", help="Draw a PNG of every result.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans that are done.")] = False,
+    explain_matching: Annotated[
+        bool, typer.Option("--explain-matching", help="Only say which file is taken for what, and why.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+) -> None:
+    """Segment scans: <scan>_seg.nii.gz and <scan>_seg.json for each, volumes.csv for all.
+
+    Exit status: 0 done, 2 usage, 3 every scan refused, 4 some refused or failed and the rest done,
+    5 engine or device unavailable, 6 model invalid, 7 output not writable, 8 out of memory,
+    130 interrupted.
+    """
+    from brainseg_runtime.batch import exit_status, run
+    from brainseg_runtime.bundle import Bundle
+    from brainseg_runtime.preview import require_pillow
+    from brainseg_runtime.scans import explain, find_scans
+    from brainseg_runtime.segmenter import load
+
+    if explain_matching:
+        spec = Bundle.open(model).spec
+        typer.echo(explain(find_scans(inputs, spec), spec))
+        return
+    if preview:
+        require_pillow()
+    with load(model, engine, precision=precision, device=device, threads=threads, batch=batch) as segmenter:
+        say = _speaker(as_json, quiet)
+        say({"event": "start", **segmenter.record()})
+        found = find_scans(inputs, segmenter.spec)
+        outcomes: list[Outcome] = []
+        total = len(found.scans) + len(found.refused)
+        results = run(
+            segmenter, found, output, label_scheme=label_scheme, overwrite=overwrite, preview=preview
+        )
+        with typer.progressbar(results, length=total, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+            for outcome in bar:
+                outcomes.append(outcome)
+                say(_event(outcome))
+        raise typer.Exit(exit_status(outcomes))
+
+
+def _speaker(as_json: bool, quiet: bool) -> Callable[[dict[str, Any]], None]:
+    """How a run speaks: JSON lines, or a sentence an event; failures always on stderr."""
+
+    def say(event: dict[str, Any]) -> None:
+        if as_json:
+            typer.echo(json.dumps({"schema": 1, **event}))
+        elif event["event"] == "failed":
+            typer.echo(f"{event['scan']}: {event['code']}: {event['message']}", err=True)
+        elif not quiet:
+            typer.echo(_sentence(event))
+
+    return say
+
+
+def _event(outcome: "Outcome") -> dict[str, Any]:
+    from brainseg_runtime.batch import Done, Failed, Skipped
+
+    match outcome:
+        case Done(scan, written):
+            return {
+                "event": "done",
+                "scan": scan,
+                "mask": str(written.mask),
+                "json": str(written.json),
+                "volumes_ml": written.contents["volumes_ml"],
+                "seconds": written.contents["seconds"],
+                "warnings": written.contents.get("warnings", []),
+            }
+        case Skipped(scan):
+            return {"event": "skipped", "scan": scan}
+        case Failed(scan, error):
+            return {
+                "event": "failed",
+                "scan": scan,
+                "code": error.code,
+                "message": f"{error.received} {error.remedy}",
+            }
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    match event["event"]:
+        case "start":
+            engine = event["engine"]
+            return (
+                f"model {event['model']['name']}, engine {engine['engine']} {engine['version']} "
+                f"({engine['provider']}, {engine['device']}, {engine['precision']}). "
+                "Research use only, not a medical device."
+            )
+        case "done":
+            volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in event["volumes_ml"].items())
+            seconds = ", ".join(f"{stage} {s:.2f}" for stage, s in event["seconds"].items())
+            warnings = "".join(f" ({warning})" for warning in event["warnings"])
+            return f"{event['scan']}: {volumes}{warnings} [s: {seconds}] -> {event['mask']}"
+        case _:
+            return f"{event['scan']}: already done, skipped (--overwrite redoes it)"
+
+
+def main() -> NoReturn:
+    """``brainseg``."""
+    end_with(lambda: app(prog_name="brainseg"))
+
+
+def infer_main() -> NoReturn:
+    """``brainseg-infer``: the verb ``infer`` on its own."""
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command()(infer)
+    end_with(lambda: single(prog_name="brainseg-infer"))

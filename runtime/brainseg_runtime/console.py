@@ -1,0 +1,41 @@
+"""How a command ends: with the status of what stopped it, and one line that says so."""
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from brainseg_runtime.errors import BrainsegError
+
+__all__ = ["end_with"]
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; not an Exception, so that nothing on the way takes it for a failed scan."""
+
+
+def end_with(command: Callable[[], object]) -> NoReturn:
+    """Run a command and end the process with its exit status."""
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command()
+    except BrainsegError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(error.exit_status)
+    except _Interrupted:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except MemoryError:
+        typer.echo("E_MEMORY: the run does not fit in memory.", err=True)
+        sys.exit(8)
+    sys.exit(0)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    # A second signal must still end a run that hangs while it cleans up.
+    signal.signal(signum, signal.SIG_DFL)
+    raise _Interrupted

@@ -1,0 +1,140 @@
+"""What a scan leaves behind: a mask, a JSON that says how it came about, and a row in a table.
+
+The JSON is written last: where it stands, the scan is done.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainseg_runtime.errors import UsageRefused
+from brainseg_runtime.files import write_atomically
+from brainseg_runtime.nifti import write_labels
+from brainseg_runtime.volume import Segmentation
+
+__all__ = ["DISCLAIMER", "LabelScheme", "Written", "coded", "is_done", "result_path", "write", "write_table"]
+
+FORMAT = 1
+DISCLAIMER = "Research use only. Not a medical device."
+
+LabelScheme = Literal["brats2023", "brats2021", "regions"]
+"""``brats2023``: the model's own labels, ET = 3. ``brats2021``: ET = 4. ``regions``: a 0/1 map a region."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of one scan."""
+
+    mask: Path
+    json: Path
+    contents: Mapping[str, Any]
+    """What the JSON says."""
+
+
+def write(
+    segmentation: Segmentation, folder: Path | str, *, label_scheme: LabelScheme = "brats2023"
+) -> Written:
+    """Write ``<scan>_seg.nii.gz`` on the scan's own grid, then ``<scan>_seg.json``.
+
+    Raises:
+        OutputUnwritable: ``E_OUTPUT``.
+        UsageRefused: ``E_USAGE`` for a scheme that the model's labels do not fit.
+    """
+    started = time.perf_counter()
+    labels, meaning = coded(segmentation, label_scheme)
+    mask = result_path(folder, segmentation.scan, ".nii.gz")
+    write_labels(mask, labels, segmentation.geometry)
+    record = segmentation.record
+    seconds = {**record.get("seconds", {}), "write": round(time.perf_counter() - started, 4)}
+    contents = {
+        "format": FORMAT,
+        "scan": segmentation.scan,
+        "disclaimer": DISCLAIMER,
+        **record,
+        "options": {**record.get("options", {}), "label_scheme": label_scheme},
+        "software": {"brainseg-runtime": version("brainseg-runtime")},
+        "mask": {
+            "file": mask.name,
+            "sha256": hashlib.sha256(mask.read_bytes()).hexdigest(),
+            "labels": meaning,
+        },
+        "volumes_ml": {name: round(ml, 4) for name, ml in segmentation.volumes_ml().items()},
+        "seconds": seconds,
+    }
+    path = result_path(folder, segmentation.scan, ".json")
+    write_atomically(path, (json.dumps(contents, indent=1) + "\n").encode())
+    return Written(mask, path, contents)
+
+
+def coded(segmentation: Segmentation, scheme: LabelScheme) -> tuple[NDArray[np.uint8], dict[str, str]]:
+    """The voxels of a label scheme and what each value, or each map, stands for.
+
+    Shapes: (I, J, K), or (I, J, K, R) for ``regions``.
+    """
+    names = dict(segmentation.names)
+    match scheme:
+        case "brats2023":
+            return segmentation.labels, {str(value): name for value, name in names.items()}
+        case "brats2021":
+            enhancing = [value for value, name in names.items() if name == "ET"]
+            if len(enhancing) != 1 or 4 in names:
+                raise UsageRefused(
+                    "E_USAGE",
+                    f"the label scheme brats2021 renumbers ET to 4, the model's labels are {names}.",
+                    "Use --label-scheme brats2023, which keeps the model's own labels.",
+                )
+            renumbered = {4 if value == enhancing[0] else value: name for value, name in names.items()}
+            labels = np.where(segmentation.labels == enhancing[0], np.uint8(4), segmentation.labels)
+            return labels, {str(value): name for value, name in renumbered.items()}
+        case "regions":
+            maps = [segmentation.mask(region).astype(np.uint8) for region in segmentation.regions]
+            return np.stack(maps, axis=-1), {str(n): name for n, name in enumerate(segmentation.regions)}
+
+
+def result_path(folder: Path | str, scan: str, suffix: str) -> Path:
+    """Where a result of a scan stands, such as ``out/<scan>_seg.nii.gz``."""
+    return Path(folder) / f"{scan}_seg{suffix}"
+
+
+def is_done(folder: Path | str, scan: str, expected: Mapping[str, Any]) -> bool:
+    """Whether a scan's results stand whole, made from the same inputs by the same model and options.
+
+    ``expected`` holds what the JSON must say of ``inputs``, ``model``, ``engine``, ``options``.
+    """
+    try:
+        found = json.loads(result_path(folder, scan, ".json").read_bytes())
+        mask = result_path(folder, scan, ".nii.gz").read_bytes()
+        return bool(
+            all(found[key] == value for key, value in expected.items())
+            and found["mask"]["sha256"] == hashlib.sha256(mask).hexdigest()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_table(folder: Path | str) -> Path | None:
+    """Write ``volumes.csv``: a row for every scan that is done in a folder, in ml; None without any."""
+    rows = []
+    for path in sorted(Path(folder).glob("*_seg.json")):
+        contents = json.loads(path.read_bytes())
+        rows.append({"scan": contents["scan"], **{f"{k}_ml": v for k, v in contents["volumes_ml"].items()}})
+    if not rows:
+        return None
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    path = Path(folder) / "volumes.csv"
+    write_atomically(path, text.getvalue().encode())
+    return path
