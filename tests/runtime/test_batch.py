@@ -1,0 +1,146 @@
+"""A batch: every scan gets its result or its reason, and a second run does no work twice."""
+
+import csv
+import json
+
+import nibabel
+import numpy as np
+import pytest
+from toys import toy_bundle, toy_engine, toy_spec, toy_volume, write_scan
+
+from brainseg_runtime.batch import Done, Failed, Skipped, exit_status, run
+from brainseg_runtime.errors import BudgetExceeded, OutputUnwritable
+from brainseg_runtime.scans import find_scans
+from brainseg_runtime.segmenter import Segmenter, load
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Three sound scans in a folder."""
+    for n in range(3):
+        write_scan(tmp_path / "scans" / f"p{n}", toy_volume(seed=n))
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def segmenter():
+    """The toy network, without a bundle."""
+    spec = toy_spec()
+    with Segmenter(spec, toy_engine(spec)) as opened:
+        yield opened
+
+
+def batch(segmenter, scans, out, **options):
+    return list(run(segmenter, find_scans(scans, segmenter.spec), out, **options))
+
+
+def test_every_scan_leaves_mask_json_and_row(segmenter, scans, tmp_path):
+    """The mask lies on the scan's grid, the JSON agrees with it, the table has a row a scan."""
+    outcomes = batch(segmenter, scans, tmp_path / "out")
+    assert [type(outcome) for outcome in outcomes] == [Done] * 3
+    assert exit_status(outcomes) == 0
+    for n in range(3):
+        image = nibabel.load(tmp_path / "out" / f"p{n}_seg.nii.gz")
+        source = nibabel.load(scans / f"p{n}" / f"p{n}-t1c.nii.gz")
+        assert image.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(image.affine, source.affine)
+        contents = json.loads((tmp_path / "out" / f"p{n}_seg.json").read_text())
+        count = np.count_nonzero(np.asarray(image.dataobj))
+        assert contents["volumes_ml"]["WT"] == pytest.approx(count / 1000, abs=1e-4)
+        assert {source["modality"] for source in contents["inputs"]} == {"t1", "t1c", "t2", "flair"}
+        assert contents["reference"] == "t1c"
+        assert set(contents["seconds"]) == {"read", "prepare", "infer", "restore", "write"}
+        assert contents["peak_memory_mb"] > 10
+        assert "Not a medical device" in contents["disclaimer"]
+    with (tmp_path / "out" / "volumes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["scan"] for row in rows] == ["p0", "p1", "p2"]
+    assert set(rows[0]) == {"scan", "WT_ml", "TC_ml", "ET_ml"}
+
+
+def test_a_done_scan_is_skipped_until_something_about_it_changes(segmenter, scans, tmp_path):
+    """Inputs, model, options and the mask itself all count; asking for it always redoes."""
+    out = tmp_path / "out"
+    batch(segmenter, scans, out)
+    kinds = lambda **o: [type(x) for x in batch(segmenter, scans, out, **o)]  # noqa: E731
+    assert kinds() == [Skipped] * 3
+    assert kinds(overwrite=True) == [Done] * 3
+    write_scan(scans / "p1", toy_volume(seed=9))
+    assert kinds() == [Skipped, Done, Skipped]
+    (out / "p2_seg.nii.gz").write_bytes(b"damaged")
+    assert kinds() == [Skipped, Skipped, Done]
+    (out / "p0_seg.json").write_text("{")
+    assert kinds() == [Done, Skipped, Skipped]
+    assert kinds(label_scheme="brats2021") == [Done] * 3
+    other = Segmenter(segmenter.spec, segmenter.engine, model={"name": "other"})
+    assert [type(x) for x in batch(other, scans, out, label_scheme="brats2021")] == [Done] * 3
+
+
+def test_one_bad_scan_does_not_stop_the_others(segmenter, scans, tmp_path):
+    """A refused scan leaves nothing behind and its code; the rest are done; the status is 4."""
+    path = scans / "p1" / "p1-t2w.nii.gz"
+    path.write_bytes(path.read_bytes()[:-40])
+    (scans / "p2" / "p2-t2f.nii.gz").unlink()
+    outcomes = batch(segmenter, scans, tmp_path / "out")
+    found = {o.scan: o.error.code if isinstance(o, Failed) else "done" for o in outcomes}
+    assert found == {"p0": "done", "p1": "E_TRUNCATED", "p2": "E_MODALITY_MISSING"}
+    assert exit_status(outcomes) == 4
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "p0_seg.json",
+        "p0_seg.nii.gz",
+        "volumes.csv",
+    ]
+
+
+def test_a_failing_network_fails_the_scan_and_says_so(scans, tmp_path):
+    """NaN from the network, no memory, and what nobody thought of each become that scan's failure."""
+    spec = toy_spec()
+    answers = iter([np.nan, MemoryError(), KeyError("surprise")])
+
+    def function(tiles):
+        answer = next(answers)
+        if isinstance(answer, BaseException):
+            raise answer
+        return np.full((*tiles.shape[:4], 3), answer, np.float32)
+
+    spec = toy_spec(tile=(32, 32, 32))
+    outcomes = batch(Segmenter(spec, toy_engine(spec, function)), scans, tmp_path / "out")
+    assert [o.error.code for o in outcomes] == ["E_ENGINE_FAILED", "E_MEMORY", "E_UNEXPECTED"]
+    assert isinstance(outcomes[1].error, BudgetExceeded)
+    assert exit_status(outcomes) == 3
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_an_output_that_cannot_be_written_stops_the_run(segmenter, scans, tmp_path):
+    """A file where the output folder should be: no scan is computed for nothing."""
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputUnwritable, match="E_OUTPUT"):
+        batch(segmenter, scans, tmp_path / "out")
+
+
+@pytest.mark.parametrize("scheme", ["brats2023", "brats2021", "regions"])
+def test_label_schemes_hold_the_same_regions(segmenter, scans, tmp_path, scheme):
+    """ET is 3, or 4, or the last of the region maps; the voxels are the same."""
+    batch(segmenter, scans, tmp_path / "base")
+    batch(segmenter, scans, tmp_path / scheme, label_scheme=scheme)
+    base = np.asarray(nibabel.load(tmp_path / "base" / "p0_seg.nii.gz").dataobj)
+    image = np.asarray(nibabel.load(tmp_path / scheme / "p0_seg.nii.gz").dataobj)
+    enhancing = {"brats2023": image == 3, "brats2021": image == 4}.get(scheme)
+    if enhancing is None:
+        enhancing = image[..., 2] == 1
+        np.testing.assert_array_equal(image[..., 0] == 1, base > 0)
+    np.testing.assert_array_equal(enhancing, base == 3)
+    contents = json.loads((tmp_path / scheme / "p0_seg.json").read_text())
+    assert contents["options"]["label_scheme"] == scheme
+
+
+def test_a_preview_shows_the_lesion(scans, tmp_path):
+    """The picture has the label colours where a tumour was found."""
+    from PIL import Image
+
+    toy_bundle(tmp_path / "toy")
+    with load(tmp_path / "toy") as opened:
+        batch(opened, scans, tmp_path / "out", preview=True)
+    pixels = np.asarray(Image.open(tmp_path / "out" / "p0_seg.png").convert("RGB")).astype(int)
+    coloured = (pixels.max(-1) - pixels.min(-1)) > 40
+    assert 0.01 < coloured.mean() < 0.9

@@ -1,0 +1,154 @@
+"""What a user types, and the status it ends with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from toys import toy_bundle, toy_volume, write_scan
+
+from brainseg_runtime import cli
+
+
+@pytest.fixture
+def infer(monkeypatch, capfd):
+    """Run ``brainseg-infer`` in this process: (status, stdout, stderr)."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["brainseg-infer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.infer_main()
+        out, err = capfd.readouterr()
+        return ended.value.code, out, err
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return toy_bundle(tmp_path / "bundle").folder
+
+
+@pytest.fixture
+def scans(tmp_path):
+    for n in range(2):
+        write_scan(tmp_path / "scans" / f"p{n}", toy_volume(seed=n))
+    return tmp_path / "scans"
+
+
+def test_a_folder_of_scans_is_segmented(infer, bundle, scans, tmp_path):
+    """Status 0, a sentence a scan with volumes and times, and the word on medical use."""
+    status, out, err = infer(scans, "-m", bundle, "-o", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "p0: WT" in out
+    assert "p1: WT" in out
+    assert "not a medical device" in out
+    assert (tmp_path / "out" / "volumes.csv").exists()
+
+
+def test_json_lines_are_all_that_stdout_holds(infer, bundle, scans, tmp_path):
+    """Each line is an object with a schema and an event; failures too."""
+    (scans / "p1" / "p1-t1c.nii.gz").write_bytes(b"")
+    status, out, err = infer(scans, "-m", bundle, "-o", tmp_path / "out", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert status == 4
+    assert err == ""
+    assert [event["event"] for event in events] == ["start", "done", "failed"]
+    assert events[-1]["code"] == "E_EMPTY"
+    assert all(event["schema"] == 1 for event in events)
+
+
+def test_when_every_scan_is_refused_the_status_is_3(infer, bundle, scans, tmp_path):
+    """No result, a reason for each, on stderr."""
+    for n in range(2):
+        (scans / f"p{n}" / f"p{n}-t1c.nii.gz").unlink()
+    status, out, err = infer(scans, "-m", bundle, "-o", tmp_path / "out", "-q")
+    assert status == 3
+    assert out == ""
+    assert err.count("E_MODALITY_MISSING") == 2
+    status, _, err = infer(tmp_path / "nowhere", "-m", bundle)
+    assert (status, "E_INPUT_MISSING" in err) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("--device", "cuda:0"), 5),
+        (("--precision", "fp16"), 6),
+        (("-m", "/nowhere"), 6),
+        (("--engine", "abacus"), 2),
+        (("--batch", "0"), 2),
+        (("--surprise",), 2),
+        (("-o", "/proc/version"), 7),
+    ],
+    ids=str,
+)
+def test_what_stops_a_run_has_its_own_status(infer, bundle, scans, tmp_path, arguments, status):
+    """Usage 2, engine 5, model 6, output 7."""
+    given = (scans, "-m", bundle, "-o", tmp_path / "out", *arguments)
+    assert infer(*given)[0] == status
+
+
+def test_matching_is_explained_without_running(infer, bundle, scans, tmp_path):
+    """Every file is shown with what it was taken for."""
+    status, out, _ = infer(scans, "-m", bundle, "-o", tmp_path / "out", "--explain-matching")
+    assert status == 0
+    assert "p0-t2f.nii.gz" in out
+    assert "flair" in out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_an_interrupted_run_ends_with_130_and_leaves_no_half_file(bundle, scans, tmp_path, number):
+    """What is under a final name is whole, and a second run completes the rest."""
+    for n in range(2, 12):
+        write_scan(scans / f"p{n:02}", toy_volume(seed=n))
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-c",
+        "from brainseg_runtime.cli import infer_main; infer_main()",
+        *map(str, (scans, "-m", bundle, "-o", out)),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not out.exists() or not any(out.glob("*.json")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    for path in out.glob("*_seg.json"):
+        assert (out / json.loads(path.read_text())["mask"]["file"]).exists()
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0
+    assert "already done" in again.stdout
+    assert len(list(out.glob("*_seg.json"))) == 12
+
+
+def test_importing_the_runtime_loads_no_engine():
+    """A fresh interpreter has neither an engine nor a training framework in it."""
+    code = (
+        "import sys, brainseg_runtime; from brainseg_runtime import load, read, write, find_scans; "
+        "print([m for m in ('onnxruntime','onnx','keras','tensorflow','torch','scipy','PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_api_of_the_readme_works(bundle, scans, tmp_path):
+    """Four verbs: load, find, read, write."""
+    from brainseg_runtime import find_scans, load, read, write
+
+    with load(bundle) as segmenter:
+        for scan in find_scans(scans, segmenter.spec).scans:
+            written = write(segmenter.segment(read(scan)), tmp_path / "out")
+            assert written.mask.exists()
+            assert np.isfinite(list(written.contents["volumes_ml"].values())).all()
