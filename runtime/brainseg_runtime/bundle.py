@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,15 +143,14 @@ def write_bundle(
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            staging.chmod(0o755)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as staging:
+            new, old = Path(staging, "new"), Path(staging, "old")
+            new.mkdir()
             for name, data in everything.items():
-                (staging / name).write_bytes(data)
-            shutil.rmtree(folder, ignore_errors=True)
-            staging.rename(folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+                (new / name).write_bytes(data)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
     except OSError as error:
         raise OutputUnwritable(
             "E_OUTPUT",
