@@ -1,0 +1,112 @@
+"""``brainseg-export``: a Keras model in, a bundle out.
+
+Keras and TensorFlow take seconds to import, so each verb imports what it needs, and ``--help`` answers
+at once.
+"""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+from brainseg_runtime.console import end_with
+from brainseg_runtime.errors import EngineUnavailable
+
+__all__ = ["main"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+BundleFolder = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)
+]
+
+
+@app.callback()
+def _brainseg_export() -> None:
+    """Keras model in, verified ONNX bundle out. Research use only, not a medical device."""
+
+
+@app.command()
+def bundle(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|MODEL.keras", help="A run's folder, or any Keras model.", show_default=False
+        ),
+    ],
+    spec: Annotated[
+        Path | None, typer.Option(help="What goes in and comes out.", show_default="the run's")
+    ] = None,
+    scans: Annotated[
+        Path | None, typer.Option(help="Scans to measure parity on.", show_default="the run's parity/")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The bundle's folder.", show_default="bundles/<name>"),
+    ] = None,
+    via: Annotated[
+        Literal["walker", "tf2onnx"],
+        typer.Option(help="tf2onnx: ship its larger graph, for layers that the walker does not know."),
+    ] = "walker",
+    licence: Annotated[
+        str | None,
+        typer.Option(help="Of the weights: an SPDX identifier, or a file.", show_default="not stated"),
+    ] = None,
+) -> None:
+    """Export a model: convert, measure parity on whole scans, test, write the bundle.
+
+    Exit status: 0 done, 2 usage, 3 no scan to measure on, 5 TensorFlow missing, 6 the model cannot be
+    exported or a graph disagrees with it (nothing is written), 7 output not writable.
+    """
+    _prepare_tensorflow()
+    from brainseg_export.pipeline import Licence, Source, export
+
+    made_of = Source.of(source, spec, scans)
+    folder = output or Path("bundles") / (source.resolve().name if source.is_dir() else source.stem)
+    made = export(made_of, folder, _say, via, Licence.of(licence))
+    typer.echo(f"{made.folder}  sha256 {made.sha256}")
+
+
+@app.command()
+def verify(folder: BundleFolder) -> None:
+    """Check a bundle: every byte, the certificate's figures, and the known answer on this machine.
+
+    Exit status: 0 sound, 6 not.
+    """
+    from brainseg_export import verify as verification
+    from brainseg_export.card import table
+
+    results = verification.checks(folder)
+    typer.echo(table([(check.code or "ok", check.what, check.detail) for check in results]))
+    verification.require(results)
+
+
+@app.command()
+def inspect(folder: BundleFolder) -> None:
+    """Print what a bundle takes and gives, its operators, sizes and parity."""
+    from brainseg_runtime.bundle import Bundle
+
+    from brainseg_export.describe import describe
+
+    typer.echo(describe(Bundle.open(folder)))
+
+
+def main() -> NoReturn:
+    """``brainseg-export``."""
+    end_with(lambda: app(prog_name="brainseg-export"))
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _prepare_tensorflow() -> None:
+    if find_spec("tensorflow") is None:
+        raise EngineUnavailable(
+            "E_ENGINE_MISSING",
+            "the export needs TensorFlow, which is not installed.",
+            'Install it: pip install "brainseg-export[cpu]"',
+        )
+    # TensorFlow's notes on CPU features go past Python's logging; this is its own switch for them.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

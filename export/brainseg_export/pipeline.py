@@ -1,0 +1,230 @@
+"""From a run's folder, or any Keras model with its spec, to a bundle that has proved itself."""
+
+import hashlib
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from brainseg_runtime.bundle import GRAPHS, Bundle, Golden, write_bundle
+from brainseg_runtime.engines.ort import OrtEngine
+from brainseg_runtime.errors import ScanRefused, UsageRefused
+from brainseg_runtime.scans import find_scans, read
+from brainseg_runtime.selftest import check
+from brainseg_runtime.spec import ModelSpec
+from brainseg_runtime.volume import Volume
+
+from brainseg_export import golden, parity, verify
+from brainseg_export.card import INTENDED_USE, write_card
+from brainseg_export.half import to_half
+from brainseg_export.model import keras_engine, load, to_logits
+from brainseg_export.parity import Form, certify, reference_scans
+from brainseg_export.walker import walk
+from brainseg_export.witness import convert
+
+__all__ = ["Licence", "Source", "Via", "export"]
+
+Via = Literal["walker", "tf2onnx"]
+Model = Any
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The licence of the weights: its name, and the text that travels with them."""
+
+    name: str
+    text: str
+
+    @classmethod
+    def of(cls, words: str | None) -> "Licence":
+        """From a file that holds a licence, from an SPDX identifier, or from nothing at all."""
+        if words is None:
+            return cls("not stated", "Whoever exported these weights stated no licence for them.\n")
+        if (path := Path(words)).is_file():
+            text = path.read_text(encoding="utf-8")
+            return cls(next((line.strip() for line in text.splitlines() if line.strip()), path.name), text)
+        return cls(words, f"The weights in this bundle are licensed under: {words}\n")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a bundle is made of."""
+
+    model: Path
+    spec: ModelSpec
+    scans: Path
+    """A folder of scans to measure parity on."""
+    run: Path | None = None
+    """The run that trained the model, if it is one of ours."""
+
+    @classmethod
+    def of(cls, path: Path, spec: Path | None = None, scans: Path | None = None) -> "Source":
+        """From a run's folder, which has everything, or from a model's file with a spec and scans.
+
+        Raises:
+            UsageRefused: ``E_USAGE`` where a file comes without spec or scans, ``E_INPUT_MISSING``.
+            BundleInvalid: for a spec that is malformed or contradicts itself.
+        """
+        run = path if path.is_dir() else None
+        if run is not None:
+            spec, scans = spec or run / "spec.json", scans or run / "parity"
+        if spec is None or scans is None:
+            raise UsageRefused(
+                "E_USAGE",
+                f"{path} is not a run's folder, so it has no spec and no scans of its own.",
+                "Give both: --spec spec.json --scans FOLDER.",
+            )
+        model = run / "model.keras" if run is not None else path
+        for needed in (model, spec, scans):
+            if not needed.exists():
+                raise UsageRefused("E_INPUT_MISSING", f"there is no {needed}.", "Train first, or name it.")
+        return cls(model, ModelSpec.from_json(spec.read_bytes()), scans, run)
+
+
+def export(
+    source: Source, output: Path, say: Say, via: Via = "walker", licence: Licence | None = None
+) -> Bundle:
+    """Convert, measure, test, and only then write a bundle.
+
+    Raises:
+        BundleInvalid: ``E_MODEL``, ``E_SPEC``, ``E_LAYER`` where the model cannot be converted, ``E_PARITY``
+            where a graph disagrees with it, ``E_SELFTEST`` where the known answer is missed.
+        ScanRefused: ``E_NO_SCANS``.
+        OutputUnwritable: ``E_OUTPUT``.
+    """
+    licence, spec = licence or Licence.of(None), source.spec
+    model = load(source.model)
+    logits = to_logits(model, spec)
+    forms = _forms(logits, spec, via, say)
+    keras = keras_engine(logits)
+    references = reference_scans(_volumes(source, say), keras, spec, say)
+    say(f"parity: {len(forms)} graphs on {', '.join(r.volume.scan for r in references)}")
+    certificate = certify(forms, references, spec, _reference(model))
+    parity.require(certificate)
+    answer = golden.choose(references, keras, spec)
+    files = {form.graph: form.data for form in forms if form.graph in GRAPHS.values()}
+    for precision, name in GRAPHS.items():
+        check(OrtEngine(files[name], spec, precision), Golden.from_npz(answer.to_npz()))
+    provenance = _provenance(source, model, files, via)
+    card = write_card(spec, certificate, licence.name, provenance, _training(source.run))
+    bundle = write_bundle(
+        output,
+        spec,
+        {
+            **files,
+            "certificate.json": certificate.to_json().encode(),
+            "selftest.npz": answer.to_npz(),
+            "MODEL_CARD.md": card.encode(),
+            "LICENSE": licence.text.encode(),
+        },
+        provenance=provenance,
+        licence=licence.name,
+        intended_use=INTENDED_USE,
+    )
+    # What was measured is in memory; what will be used is on disk.
+    verify.require(verify.checks(bundle.folder))
+    return bundle
+
+
+def _forms(logits: Model, spec: ModelSpec, via: Via, say: Say) -> list[Form]:
+    witness = convert(logits, spec)
+    say(f"tf2onnx: {len(witness.graph.node)} nodes")
+    forms = []
+    product = witness
+    if via == "walker":
+        product = walk(logits, spec)
+        say(f"walker: {len(product.graph.node)} nodes")
+        forms.append(Form("tf2onnx", _bytes(witness), "fp32", PROVES["tf2onnx"]))
+    half = to_half(product)
+    return [
+        *forms,
+        Form(GRAPHS["fp32"], _bytes(product), "fp32", PROVES[via, "fp32"]),
+        Form(GRAPHS["fp16"], _bytes(half), "fp16", PROVES[via, "fp16"]),
+    ]
+
+
+_ROUNDING = (
+    "its weights survive the rounding to FP16. On a CPU ONNX Runtime computes an FP16 graph in FP32: this "
+    "proves nothing about FP16 arithmetic."
+)
+
+PROVES: Mapping[str | tuple[str, str], str] = {
+    "tf2onnx": "an independent converter reads the same function out of the Keras model.",
+    ("walker", "fp32"): "the clean graph computes what Keras computes, in FP32 on this engine.",
+    ("walker", "fp16"): _ROUNDING,
+    (
+        "tf2onnx",
+        "fp32",
+    ): "tf2onnx' graph, shipped by --via tf2onnx, computes what Keras computes; it may hold any "
+    "ONNX operator, and there is no second converter to witness it.",
+    ("tf2onnx", "fp16"): _ROUNDING,
+}
+"""What each measurement shows and what it does not, in words that follow the graph's name."""
+
+
+def _bytes(model: onnx.ModelProto) -> bytes:
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def _volumes(source: Source, say: Say) -> Iterator[Volume]:
+    found = find_scans(source.scans, source.spec)
+    for name, refusal in found.refused.items():
+        say(f"parity: scan {name} is left out: {refusal}")
+    for scan in found.scans:
+        try:
+            volume = read(scan)
+        except ScanRefused as error:
+            say(f"parity: scan {scan.id} is left out: {error}")
+            continue
+        yield volume
+
+
+def _reference(model: Model) -> str:
+    policy = {str(layer.dtype_policy.name) for layer in model.layers} - {"float32"}
+    trained = f", trained in {', '.join(sorted(policy))}" if policy else ""
+    made = f"keras {version('keras')}, tensorflow {_tensorflow()}{trained}"
+    return f"the Keras model in float32 on the CPU ({made})"
+
+
+def _tensorflow() -> str:
+    import tensorflow
+
+    return str(tensorflow.__version__)
+
+
+def _provenance(source: Source, model: Model, files: Mapping[str, bytes], via: Via) -> dict[str, object]:
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "via": via,
+        "run": source.run.resolve().name if source.run else "",
+        "model_sha256": hashlib.sha256(source.model.read_bytes()).hexdigest(),
+        "parameters": int(model.count_params()),
+        "nodes": {name: len(onnx.load_from_string(data).graph.node) for name, data in files.items()},
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": _tensorflow(),
+            **{name: version(name) for name in PACKAGES},
+        },
+    }
+
+
+PACKAGES = ("keras", "onnx", "onnxruntime", "tf2onnx", "numpy", "brainseg-runtime", "brainseg-export")
+
+
+def _training(run: Path | None) -> str:
+    """What a run says about itself: its configuration and its scores, as they stand in its files."""
+    if run is None:
+        return "Trained elsewhere; ask whoever made the model."
+    parts = []
+    if (config := run / "config.toml").is_file():
+        parts += ["Configuration:", "", "```toml", config.read_text(encoding="utf-8").strip(), "```", ""]
+    if (metrics := run / "metrics.json").is_file():
+        scores = metrics.read_text(encoding="utf-8").strip()
+        parts += ["Scores on held-out scans:", "", "```json", scores, "```", ""]
+    return "\n".join(parts).strip() or "The run left no record of its training."

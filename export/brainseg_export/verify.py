@@ -1,0 +1,84 @@
+"""Is a bundle whole, does its certificate hold, and do its graphs still compute the known answer here?"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from brainseg_runtime import selftest
+from brainseg_runtime.bundle import GRAPHS, Bundle
+from brainseg_runtime.certificate import BOUNDS, Parity
+from brainseg_runtime.engines.ort import OrtEngine
+from brainseg_runtime.errors import BundleInvalid
+
+__all__ = ["Check", "checks", "require"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    detail: str
+    code: str | None = None
+    """The error's code, where it failed."""
+
+
+def checks(folder: Path) -> tuple[Check, ...]:
+    """Everything about a bundle that can be checked without its Keras model.
+
+    Raises:
+        BundleInvalid: where the bundle cannot even be opened; see ``Bundle.open``.
+    """
+    bundle = Bundle.open(folder)
+    files = Check("files", f"{len(bundle.manifest['files'])} files match their sha256")
+    return files, *_certificate(bundle), *_selftests(bundle)
+
+
+def require(results: tuple[Check, ...]) -> None:
+    """Refuse a bundle of which a check failed, with the first failure's code."""
+    failed = [check for check in results if check.code is not None]
+    if failed:
+        raise BundleInvalid(
+            str(failed[0].code),
+            f"{'; '.join(f'{check.what}: {check.detail}' for check in failed)}.",
+            "Do not use the bundle; export the model again.",
+        )
+
+
+def _certificate(bundle: Bundle) -> Iterator[Check]:
+    certificate = bundle.certificate
+    regions = {region.name for region in bundle.spec.regions}
+    for scan in certificate.scans:
+        if set(scan.regions_ml) != regions or not all(ml > 0 for ml in scan.regions_ml.values()):
+            yield Check("certificate", f"scan {scan.scan} does not have every region", "E_PARITY")
+    if not certificate.scans:
+        yield Check("certificate", "rests on no scan", "E_PARITY")
+    for parity in certificate.parities:
+        what = f"parity {parity.graph} {parity.identity.precision}"
+        yield Check(what, _figures(parity), None if parity.passed else "E_PARITY")
+    measured = {(parity.graph_sha256, parity.identity.precision) for parity in certificate.parities}
+    for precision in GRAPHS:
+        if (bundle.graph_sha256(precision), precision) not in measured:
+            yield Check(f"parity {GRAPHS[precision]}", "this graph was never measured", "E_UNCERTIFIED")
+
+
+def _selftests(bundle: Bundle) -> Iterator[Check]:
+    for precision in GRAPHS:
+        what = f"self-test {GRAPHS[precision]}"
+        try:
+            with closing(OrtEngine(bundle.graph(precision), bundle.spec, precision)) as engine:
+                difference = selftest.check(engine, bundle.golden())
+                identity = engine.identity
+        except BundleInvalid as error:
+            yield Check(what, error.received.rstrip("."), error.code)
+        else:
+            yield Check(
+                what, f"{difference:.1e} on {identity.engine} {identity.version}, {identity.provider}"
+            )
+
+
+def _figures(parity: Parity) -> str:
+    bounds = BOUNDS[parity.identity.precision]
+    overlaps = ", ".join(f"{region} {value:.5f}" for region, value in parity.dice.items())
+    return f"logits {parity.logits:.1e} (<= {bounds.logits:g}), Dice {overlaps} (>= {bounds.dice:g})"
