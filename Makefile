@@ -38,6 +38,9 @@ demo: setup  ## synthetic scans, training, export, inference on unseen scans, Di
 	$(BIN)/brainseg-infer demo/unseen -m bundles/demo -o demo/out --preview --overwrite
 	$(BIN)/brainseg-train score demo/out demo/unseen
 
+bundles/demo:
+	$(MAKE) demo
+
 data/synthetic: | setup
 	$(BIN)/brainseg-train synthetic $@ --count 24 --seed 1
 
@@ -69,9 +72,9 @@ types: setup  ## mypy, strict
 imports: setup  ## who may import whom
 	$(BIN)/lint-imports
 
-bench: setup  ## seconds per stage and file to file, and the engines side by side as ratios
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=benchmarks/latest.json
-	$(BIN)/python -m benchmarks.report benchmarks/latest.json
+bench: setup bundles/demo  ## seconds per stage and file to file, the forms of a model side by side, parity; into README
+	$(BIN)/pytest benchmarks -o python_files="bench_*.py" --benchmark-only --benchmark-json=benchmarks/latest.json
+	$(BIN)/python -m benchmarks.report benchmarks/latest.json --readme README.md
 
 lock: | $(filter .tools/%,$(UV))  ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

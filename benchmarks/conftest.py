@@ -1,0 +1,58 @@
+"""What is measured: the full-size default network, a brain of BraTS size, and where the real ones are."""
+
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from brainseg_export.model import to_logits
+from brainseg_runtime.geometry import Geometry
+from brainseg_runtime.nifti import write_image
+from brainseg_runtime.scans import Scan, find_scans
+from brainseg_trainer.config import Network
+from brainseg_trainer.networks import build_network, divisor
+from brainseg_trainer.spec import glioma_spec
+from brainseg_trainer.synthetic import synthesise
+
+NETWORK = Network(preset="s2d", width=32, depth=5)
+SUFFIXES = ("t1n", "t1c", "t2w", "t2f")
+
+
+@pytest.fixture(scope="session")
+def spec():
+    """The spec of the full-size network: 128^3 tiles, half overlapping."""
+    return glioma_spec("benchmark", tile=(128, 128, 128), divisor=(divisor(NETWORK),) * 3)
+
+
+@pytest.fixture(scope="session")
+def model(spec):
+    """The full-size ``s2d`` with random weights: speed does not depend on their values."""
+    keras.utils.set_random_seed(0)
+    return to_logits(build_network(NETWORK, 4, 3), spec)
+
+
+@pytest.fixture(scope="session")
+def scan(tmp_path_factory, spec) -> Scan:
+    """A synthetic scan stretched to BraTS' grid, 240x240x155 voxels of 1 mm, four int16 ``.nii.gz``."""
+    source = synthesise(seed=7)
+    shape = (240, 240, 155)
+    nearest = np.ix_(*(np.arange(n) * old // n for n, old in zip(shape, source.volume.data.shape, strict=False)))
+    geometry = Geometry(shape, np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
+    folder = tmp_path_factory.mktemp("scans") / "synthetic"
+    folder.mkdir()
+    for c, suffix in enumerate(SUFFIXES):
+        values = source.volume.data[..., c][nearest].astype(np.int16)
+        write_image(folder / f"synthetic-{suffix}.nii.gz", values, geometry)
+    return find_scans(folder, spec).scans[0]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository, where ``make demo`` leaves its bundle."""
+    return Path(__file__).parent.parent
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    """Say how many cores there really are."""
+    machine_info["usable_cores"] = len(os.sched_getaffinity(0))
