@@ -119,6 +119,12 @@ def to_logits(model: Model, spec: ModelSpec) -> Model:
     expected = len(spec.modalities), spec.output_channels
     if channels != expected or len(flat.outputs[0].shape) != len(flat.inputs[0].shape):
         raise _disagrees(f"the model maps {channels[0]} channels to {channels[1]}, the spec says {expected}")
+    grids = flat.inputs[0].shape[1:-1], flat.outputs[0].shape[1:-1]
+    if any(after not in (None, before) for before, after in zip(*grids, strict=True)):
+        raise _refused(
+            f"the model gives a grid {grids[1]}, whatever goes in",
+            "Make that size the spec's tile and divisor.",
+        )
     if found not in (None, spec.activation):
         raise _disagrees(f"the model ends in {found}, the spec says {spec.activation}")
     return flat

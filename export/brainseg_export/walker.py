@@ -1,7 +1,7 @@
 """Keras -> ONNX, layer by layer: channels first, batch norm folded, no node that is not needed.
 
 Each layer class has one emitter in ``LAYERS``. An emitter writes the layer's nodes and returns its
-output; ranks 2 and 3 share it, since all that differs is the number of grid axes.
+output; it counts the grid's axes on the layer, so that a 2D class is one more line in the table.
 """
 
 from collections import Counter
@@ -378,8 +378,6 @@ def _pool(op: str) -> Emitter:
 
 def _upsample(state: Walk, call: Call, inputs: list[Tensor]) -> Tensor:
     layer = call.layer
-    if getattr(layer, "interpolation", "nearest") != "nearest":
-        raise _unknown(layer, f"interpolation {layer.interpolation!r} is not written")
     scales = state.graph.weight(f"{layer.name}/scales", np.array([1, 1, *layer.size], np.float32))
     return Tensor(
         state.graph.node(
@@ -413,9 +411,7 @@ def _check_channel_axis(call: Call, axis: int) -> None:
 
 
 LAYERS: Mapping[type, Emitter] = {
-    layers.Conv2D: _conv,
     layers.Conv3D: _conv,
-    layers.Conv2DTranspose: _conv_transpose,
     layers.Conv3DTranspose: _conv_transpose,
     layers.BatchNormalization: _batch_norm,
     layers.GroupNormalization: _instance_norm,
@@ -428,16 +424,11 @@ LAYERS: Mapping[type, Emitter] = {
     layers.Add: _chain("Add"),
     layers.Multiply: _chain("Mul"),
     layers.Concatenate: _concatenate,
-    layers.MaxPooling2D: _pool("MaxPool"),
     layers.MaxPooling3D: _pool("MaxPool"),
-    layers.AveragePooling2D: _pool("AveragePool"),
     layers.AveragePooling3D: _pool("AveragePool"),
-    layers.UpSampling2D: _upsample,
     layers.UpSampling3D: _upsample,
-    layers.ZeroPadding2D: _zero_padding,
     layers.ZeroPadding3D: _zero_padding,
     layers.Dropout: _pass,
-    layers.SpatialDropout2D: _pass,
     layers.SpatialDropout3D: _pass,
     layers.AlphaDropout: _pass,
     layers.GaussianDropout: _pass,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["infer_main", "main"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.callback()
@@ -156,6 +156,6 @@ def main() -> NoReturn:
 
 def infer_main() -> NoReturn:
     """``brainseg-infer``: the verb ``infer`` on its own."""
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     single.command()(infer)
     end_with(lambda: single(prog_name="brainseg-infer"))

@@ -38,7 +38,8 @@ def open_regular(path: Path, root: Path | None = None) -> BinaryIO:
     """
     try:
         real = path.resolve(strict=True)
-        if root is not None and not real.is_relative_to(root.resolve()):
+        is_linked = real != Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+        if root is not None and is_linked and not real.is_relative_to(root.resolve()):
             raise ScanRefused(
                 "E_NOT_FILE",
                 f"{path.name} is a link to {real}, outside the input folder {root}.",

@@ -97,8 +97,10 @@ def _dataset_groups(paths: Sequence[Path], folder: Path, dataset: Path | None, n
         group = groups.setdefault(scan, Group(scan, _dataset_truth(path, scan, folder), refusal))
         if numbered:
             group.claims.append(_channel(path, int(numbered[2]), channels, names))
-        else:
+        elif channels:
             group.claims.extend(_channel(path, n, channels, names, len(channels)) for n in channels)
+        else:
+            group.claims.append(Claim(path, "nothing", "no dataset.json names its channels"))
     return list(groups.values())
 
 

@@ -77,6 +77,7 @@ class Names:
             (_pattern(alias), len(words(alias)), role, alias)
             for role, aliases in self.table.items()
             for alias in aliases
+            if words(alias)
         ]
 
     def read(self, stem: str) -> Reading | None:

@@ -10,6 +10,7 @@ import numpy as np
 from isal import isal_zlib
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from brainseg_runtime.errors import ScanRefused
@@ -323,7 +324,7 @@ def _qform(header: Nifti1Header, name: str) -> Affine:
         header["pixdim"][0] = 1  # what the standard says of an absent handedness
     try:
         affine: Affine = header.get_qform()
-    except ValueError as error:  # nibabel's HeaderDataError is one
+    except (HeaderDataError, ValueError) as error:
         raise _refuse("E_AFFINE", name, f"has no valid qform ({error})", _EXPORT_AGAIN) from error
     return affine
 

@@ -150,10 +150,14 @@ def _by_folder(inputs: Iterable[Path], loose: list[Claim]) -> dict[tuple[Path, P
 
 def _images(inputs: Iterable[Path], loose: list[Claim]) -> Iterator[tuple[Path, Path | None]]:
     for entry in inputs:
+        try:
+            entry.stat()
+        except OSError as error:
+            raise ScanRefused(
+                "E_INPUT_MISSING", f"{entry} cannot be read: {error.strerror}.", "Check the path."
+            ) from error
         if entry.is_dir():
             yield from ((path, entry) for path in _walk(entry, loose))
-        elif not entry.exists():
-            raise ScanRefused("E_INPUT_MISSING", f"{entry} does not exist.", "Check the path.")
         elif IMAGE.fullmatch(entry.name):
             yield entry, None
         else:
@@ -225,8 +229,9 @@ def _scan(group: Group, root: Path | None, spec: ModelSpec) -> Scan:
 
 def _matches(groups: Iterable[Group], loose: Iterable[Claim]) -> tuple[Match, ...]:
     held = [Match(c.path, c.role, c.why, group.id) for group in groups for c in group.claims]
-    known = {match.path for match in held}  # a truth found from its scan was also met in its own folder
-    rest = [Match(claim.path, claim.role, claim.why) for claim in loose if claim.path not in known]
+    # The truth that a scan found in a folder of labels was met there too.
+    known = {match.path.resolve() for match in held}
+    rest = [Match(c.path, c.role, c.why) for c in loose if c.path.resolve() not in known]
     return tuple(sorted([*held, *rest], key=lambda match: match.path))
 
 
