@@ -37,6 +37,7 @@ MAX_SLOPE = 1e6
 MAX_INTENSITY = 1e12
 """Beyond any scanner, and its square fits float32; floats in the wrong byte order exceed it."""
 SPACING_MM = (0.05, 20.0)
+MAX_POSITION_MM = 1e5
 FORMS_MM = 0.1
 """How far apart qform and sform may put one corner."""
 MAX_LEAN = 2e-3
@@ -330,8 +331,8 @@ def _qform(header: Nifti1Header, name: str) -> Affine:
 
 
 def _check_affine(affine: Affine, spelling: HeaderGeometry, name: str) -> None:
-    if not np.isfinite(affine).all():
-        raise _refuse("E_AFFINE", name, "has an affine with NaN or infinity", _EXPORT_AGAIN)
+    if not (np.isfinite(affine).all() and np.abs(affine[:3, 3]).max() <= MAX_POSITION_MM):
+        raise _refuse("E_AFFINE", name, f"is placed by {affine[:3].tolist()}", _EXPORT_AGAIN)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     claimed = np.array(spelling.pixdim[1:])
     if not all(SPACING_MM[0] <= mm <= SPACING_MM[1] for mm in sizes):
@@ -378,12 +379,14 @@ def _read_voxels(content: Content, shape: tuple[int, int, int, int], dtype: np.d
 
 
 def _is_hounsfield(data: Voxels, low: float, high: float) -> bool:
-    """Whether intensities are CT numbers: air near -1000, soft tissue near 0, and bone."""
+    """Whether intensities are a head's CT numbers: air near -1000, tissue near 0, little between."""
     if low > -900 or high < 200:
         return False
-    air = np.mean((data >= -1100) & (data <= -900))
-    tissue = np.mean(np.abs(data) <= 200)
-    return bool(min(air, tissue) >= 0.01)
+    air, between, tissue = (
+        float(np.mean((data >= start) & (data <= end)))
+        for start, end in ((-1100, -900), (-850, -250), (-200, 200))
+    )
+    return min(air, tissue) > max(between, 0.01)
 
 
 def _spelling(header: Nifti1Header) -> HeaderGeometry:
