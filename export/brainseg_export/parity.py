@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from brainseg_runtime.bundle import Precision
@@ -27,7 +28,10 @@ from numpy.typing import NDArray
 __all__ = ["ENOUGH", "Form", "Reference", "certify", "measure", "reference_scans", "require"]
 
 ENOUGH = 4
-"""Scans that a certificate rests on; further ones are not run."""
+"""Scans that a certificate rests on: those with the largest regions, where one voxel decides least."""
+
+CONSIDERED = 12
+"""Scans among which these are looked for."""
 
 NEAR = 2.0
 """Logits between a voxel and its decision below which rounding could turn it: probability 0.12 to 0.88."""
@@ -62,26 +66,29 @@ class Reference:
         """The Keras model's mask of a region, (I, J, K)."""
         return np.isin(self.labels, region.labels)
 
+    def smallest(self, spec: ModelSpec) -> int:
+        """Voxels of the smallest region."""
+        return min(int(np.count_nonzero(self.mask(region))) for region in spec.regions)
+
 
 def reference_scans(
     volumes: Iterable[Volume], keras: Engine, spec: ModelSpec, say: Callable[[str], None]
 ) -> tuple[Reference, ...]:
-    """The first scans on which agreement means something, as the Keras model segments them.
+    """Scans on which agreement means something, as the Keras model segments them.
 
     Raises:
         BundleInvalid: ``E_PARITY`` where there is none, with what is wrong with each scan.
     """
     found: list[Reference] = []
     unfit: list[str] = []
-    for volume in volumes:
+    for volume in islice(volumes, CONSIDERED):
         reference = _segment(volume, keras, spec)
         if problems := _problems(reference, spec):
             unfit.append(f"{volume.scan}: {', '.join(problems)}")
             say(f"parity: scan {volume.scan} proves nothing ({', '.join(problems)})")
             continue
-        found.append(reference)
-        if len(found) == ENOUGH:
-            break
+        # No more are kept than are used: a scan and its logits are hundreds of megabytes.
+        found = sorted([*found, reference], key=lambda r: r.smallest(spec), reverse=True)[:ENOUGH]
     if not found:
         raise BundleInvalid(
             "E_PARITY",

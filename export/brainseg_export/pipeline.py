@@ -13,7 +13,7 @@ import onnx
 from brainseg_runtime.bundle import GRAPHS, Bundle, Golden, write_bundle
 from brainseg_runtime.engines.ort import OrtEngine
 from brainseg_runtime.errors import ScanRefused, UsageRefused
-from brainseg_runtime.scans import find_scans, read
+from brainseg_runtime.scans import Found, find_scans, read
 from brainseg_runtime.selftest import check
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.volume import Volume
@@ -98,11 +98,12 @@ def export(
         OutputUnwritable: ``E_OUTPUT``.
     """
     licence, spec = licence or Licence.of(None), source.spec
+    scans = find_scans(source.scans, spec)
     model = load(source.model)
     logits = to_logits(model, spec)
     forms = _forms(logits, spec, via, say)
     keras = keras_engine(logits)
-    references = reference_scans(_volumes(source, say), keras, spec, say)
+    references = reference_scans(_volumes(scans, say), keras, spec, say)
     say(f"parity: {len(forms)} graphs on {', '.join(r.volume.scan for r in references)}")
     certificate = certify(forms, references, spec, _reference(model))
     parity.require(certificate)
@@ -172,8 +173,7 @@ def _bytes(model: onnx.ModelProto) -> bytes:
     return data
 
 
-def _volumes(source: Source, say: Say) -> Iterator[Volume]:
-    found = find_scans(source.scans, source.spec)
+def _volumes(found: Found, say: Say) -> Iterator[Volume]:
     for name, refusal in found.refused.items():
         say(f"parity: scan {name} is left out: {refusal}")
     for scan in found.scans:
