@@ -1,0 +1,95 @@
+"""What a user types, and the status it ends with."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from brainseg_export import cli
+
+from .networks import write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "toy", scans=1)
+
+
+@pytest.fixture
+def brainseg_export(monkeypatch, capfd):
+    """Run ``brainseg-export`` in this process: (status, stdout, stderr)."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["brainseg-export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return ended.value.code, out, err
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_bundle_verify_inspect(brainseg_export, run, tmp_path, monkeypatch):
+    """The three verbs in a row; a bundle is called as its run; progress goes to stderr."""
+    monkeypatch.chdir(tmp_path)
+    status, out, err = brainseg_export("bundle", run)
+    assert (status, out.split()[0]) == (0, "bundles/toy"), err
+    assert "walker: " in err
+    status, out, err = brainseg_export("verify", "bundles/toy")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["ok"] * 6
+    assert "self-test model.fp16.onnx" in out
+    status, out, err = brainseg_export("inspect", "bundles/toy")
+    assert (status, err) == (0, "")
+    for words in ("(N, 4, i, j, k) float32", "Conv ", "opset 18", "t1c (t1c, t1ce)", "weights", "passed"):
+        assert words in out
+
+    path = tmp_path / "bundles" / "toy" / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    status, out, err = brainseg_export("verify", "bundles/toy")
+    assert (status, out) == (6, "")
+    assert err.startswith("E_BUNDLE_DAMAGED")
+
+
+def test_failed_checks_are_shown_and_end_with_status_6(brainseg_export, tmp_path):
+    """The table says what failed, the last line why that matters."""
+    from toys import toy_bundle
+
+    status, out, err = brainseg_export("verify", toy_bundle(tmp_path / "toy").folder)
+    assert status == 6
+    assert "E_PARITY" in out
+    assert err.startswith("E_PARITY")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "code"),
+    [
+        (("bundle", "nowhere"), 2, "E_USAGE"),
+        (("bundle", "{run}/model.keras", "--spec", "{run}/spec.json"), 2, "E_USAGE"),
+        (("bundle", "{run}", "--scans", "nowhere"), 2, "E_INPUT_MISSING"),
+        (("bundle", "{run}", "--via", "hand"), 2, "hand"),
+        (("bundle", "{run}", "--spec", "{run}/metrics.json"), 6, "E_BUNDLE_FORMAT"),
+        (("verify", "{run}"), 6, "E_NOT_BUNDLE"),
+        (("inspect", "{run}"), 6, "E_NOT_BUNDLE"),
+    ],
+)
+def test_refusals_have_their_status(brainseg_export, run, tmp_path, monkeypatch, arguments, status, code):
+    """As in the table of the design, with a code on stderr and nothing on stdout."""
+    monkeypatch.chdir(tmp_path)
+    found, out, err = brainseg_export(*(argument.format(run=run) for argument in arguments))
+    assert (found, out) == (status, "")
+    assert code in err
+
+
+def test_help_imports_no_keras():
+    """``--help`` answers at once."""
+    script = (
+        "import sys; from brainseg_export import cli; "
+        "heavy = {'keras', 'tensorflow', 'onnx', 'onnxruntime', 'tf2onnx'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
