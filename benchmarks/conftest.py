@@ -37,7 +37,8 @@ def scan(tmp_path_factory, spec) -> Scan:
     """A synthetic scan stretched to BraTS' grid, 240x240x155 voxels of 1 mm, four int16 ``.nii.gz``."""
     source = synthesise(seed=7)
     shape = (240, 240, 155)
-    nearest = np.ix_(*(np.arange(n) * old // n for n, old in zip(shape, source.volume.data.shape, strict=False)))
+    old = source.volume.data.shape[:3]
+    nearest = np.ix_(*(np.arange(n) * o // n for n, o in zip(shape, old, strict=True)))
     geometry = Geometry(shape, np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
     folder = tmp_path_factory.mktemp("scans") / "synthetic"
     folder.mkdir()

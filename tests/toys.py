@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
-from onnx import TensorProto, helper
-
 from brainseg_runtime.bundle import Bundle, Golden, write_bundle
 from brainseg_runtime.certificate import Certificate, Parity, TestScan
 from brainseg_runtime.engines.base import EngineIdentity
@@ -18,6 +15,8 @@ from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.nifti import write_image
 from brainseg_runtime.spec import Label, Modality, ModelSpec, Region
 from brainseg_runtime.volume import Volume
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 MODALITIES = ("t1", "t1c", "t2", "flair")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
+from brainseg_runtime.files import open_regular
 from brainseg_runtime.outputs import LabelScheme, Written, is_done, result_path, write, write_table
 from brainseg_runtime.preview import draw_preview
 from brainseg_runtime.scans import Found, Scan, read
@@ -135,10 +136,11 @@ def _one_ahead(
 def _stands(scan: Scan, folder: Path, expected: dict[str, object]) -> bool:
     if not result_path(folder, scan.id, ".json").is_file():
         return False
-    sources = [
-        vars(Source(file.modality, file.path.name, hashlib.sha256(file.path.read_bytes()).hexdigest()))
-        for file in scan.files
-    ]
+    sources = []
+    for file in scan.files:
+        with open_regular(file.path, scan.root) as content:
+            digest = hashlib.sha256(content.read()).hexdigest()
+        sources.append(vars(Source(file.modality, file.path.name, digest)))
     return is_done(folder, scan.id, {**expected, "inputs": sources})
 
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["infer_main", "main"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+# Plain help: rich would take longer to import than all the rest.
+PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+
+app = typer.Typer(no_args_is_help=True, **PLAIN)
 
 
 @app.callback()
@@ -156,6 +159,6 @@ def main() -> NoReturn:
 
 def infer_main() -> NoReturn:
     """``brainseg-infer``: the verb ``infer`` on its own."""
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    single = typer.Typer(**PLAIN)
     single.command()(infer)
     end_with(lambda: single(prog_name="brainseg-infer"))

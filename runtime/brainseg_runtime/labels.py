@@ -17,7 +17,8 @@ def decide(logits: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.uint8]:
     """
     if spec.activation == "softmax":
         by_channel = np.array(spec.channels, dtype=np.uint8)
-        return by_channel.take(logits.argmax(axis=-1))
+        largest: NDArray[np.uint8] = by_channel.take(logits.argmax(axis=-1))
+        return largest
     labels = np.zeros(logits.shape[:-1], dtype=np.uint8)
     for r, region in enumerate(spec.regions):
         labels[logits[..., r] >= _logit(region.threshold)] = spec.own_label(region)

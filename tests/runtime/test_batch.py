@@ -6,12 +6,11 @@ import json
 import nibabel
 import numpy as np
 import pytest
-from toys import toy_bundle, toy_engine, toy_spec, toy_volume, write_scan
-
 from brainseg_runtime.batch import Done, Failed, Skipped, exit_status, run
 from brainseg_runtime.errors import BudgetExceeded, OutputUnwritable
 from brainseg_runtime.scans import find_scans
 from brainseg_runtime.segmenter import Segmenter, load
+from toys import toy_bundle, toy_engine, toy_spec, toy_volume, write_scan
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from toys import toy_bundle, toy_volume, write_scan
-
 from brainseg_runtime import cli
+from toys import toy_bundle, toy_volume, write_scan
 
 
 @pytest.fixture
@@ -137,7 +136,8 @@ def test_importing_the_runtime_loads_no_engine():
     """A fresh interpreter has neither an engine nor a training framework in it."""
     code = (
         "import sys, brainseg_runtime; from brainseg_runtime import load, read, write, find_scans; "
-        "print([m for m in ('onnxruntime','onnx','keras','tensorflow','torch','scipy','PIL') if m in sys.modules])"
+        "heavy = ('onnxruntime', 'onnx', 'keras', 'tensorflow', 'torch', 'scipy', 'PIL');"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.stdout.strip() == "[]", done.stderr

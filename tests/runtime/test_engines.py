@@ -4,11 +4,10 @@ import sys
 
 import numpy as np
 import pytest
-from toys import toy_bundle, toy_certificate, toy_engine, toy_graph, toy_spec
-
 from brainseg_runtime.engines.choice import open_engine
 from brainseg_runtime.engines.ort import OrtEngine
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable, UsageRefused
+from toys import toy_bundle, toy_certificate, toy_engine, toy_graph, toy_spec
 
 SPEC = toy_spec()
 
@@ -103,11 +102,11 @@ def test_what_the_certificate_does_not_cover_does_not_run(tmp_path):
     """No measurement, or one beyond the bounds, and the engine stays shut."""
     bundle = toy_bundle(tmp_path / "toy")
     open_engine(bundle).close()
-    with pytest.raises(BundleInvalid, match="E_UNCERTIFIED.*does not cover"):
+    with pytest.raises(BundleInvalid, match=r"E_UNCERTIFIED.*does not cover"):
         open_engine(bundle, precision="fp16")
     failed = toy_certificate(toy_graph(SPEC), logits=2e-3).to_json().encode()
     bundle = toy_bundle(tmp_path / "failed", **{"certificate.json": failed})
-    with pytest.raises(BundleInvalid, match="E_UNCERTIFIED.*failed parity"):
+    with pytest.raises(BundleInvalid, match=r"E_UNCERTIFIED.*failed parity"):
         open_engine(bundle)
 
 

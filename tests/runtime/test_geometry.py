@@ -4,10 +4,9 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+from brainseg_runtime.geometry import Geometry, Reorientation, to_canonical
 from hypothesis import given
 from hypothesis import strategies as st
-
-from brainseg_runtime.geometry import Geometry, Reorientation, to_canonical
 
 ORIENTATIONS = [
     Reorientation(axes, flips)

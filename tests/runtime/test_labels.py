@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
+from brainseg_runtime.errors import BundleInvalid
+from brainseg_runtime.labels import components, decide, drop_specks
+from brainseg_runtime.spec import Label, Region
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from toys import toy_spec
-
-from brainseg_runtime.errors import BundleInvalid
-from brainseg_runtime.labels import components, decide, drop_specks
-from brainseg_runtime.spec import Label, Region
 
 LOGITS = arrays(np.float32, (4, 5, 3, 3), elements=st.floats(-5, 5, width=32))
 

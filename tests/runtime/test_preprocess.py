@@ -4,15 +4,14 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from toys import toy_geometry, toy_spec, toy_volume
-
 from brainseg_runtime.errors import ScanRefused
 from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.labels import decide
 from brainseg_runtime.preprocess import prepare, prepare_labels, restore
 from brainseg_runtime.volume import Volume
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import toy_geometry, toy_spec, toy_volume
 
 from .test_geometry import ORIENTATIONS, oblique
 

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from toys import toy_bundle, toy_engine, toy_geometry, toy_spec, toy_volume
-
 from brainseg_runtime.overlap import dice
 from brainseg_runtime.segmenter import Segmenter, load
 from brainseg_runtime.volume import Segmentation, Volume
+from toys import toy_bundle, toy_engine, toy_geometry, toy_spec, toy_volume
 
 from .test_geometry import ORIENTATIONS, oblique
 
@@ -44,9 +43,7 @@ def test_volumes_are_in_ml():
     """A thousand voxels of 2 mm edge are 8 ml."""
     labels = np.zeros((20, 24, 18), np.uint8)
     labels[:10, :10, :10] = 3
-    segmentation = Segmentation(
-        labels, toy_geometry(spacing=2.0), {3: "ET"}, {"ET": (3,), "WT": (1, 2, 3)}
-    )
+    segmentation = Segmentation(labels, toy_geometry(spacing=2.0), {3: "ET"}, {"ET": (3,), "WT": (1, 2, 3)})
     assert segmentation.volumes_ml() == pytest.approx({"ET": 8.0, "WT": 8.0})
 
 

@@ -3,12 +3,11 @@
 import json
 
 import pytest
+from brainseg_runtime.errors import CODES, BrainsegError, BundleInvalid
+from brainseg_runtime.spec import Label, Modality, ModelSpec, Region
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import toy_spec
-
-from brainseg_runtime.errors import CODES, BrainsegError, BundleInvalid
-from brainseg_runtime.spec import Label, Modality, ModelSpec, Region
 
 NAMES = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=8)
 
