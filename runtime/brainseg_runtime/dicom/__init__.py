@@ -1,0 +1,1 @@
+"""DICOM studies in, DICOM segmentations and reports out. Needs the extra ``dicom``."""

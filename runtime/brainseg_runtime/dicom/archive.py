@@ -1,0 +1,127 @@
+"""The files of a folder or of a zip archive, none of them ever unpacked to disk."""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.files import open_regular
+
+__all__ = ["MAX_FILE_BYTES", "Stored", "files_in"]
+
+MAX_FILE_BYTES = 1 << 30
+"""Of one instance; an Enhanced MR of 512 x 512 x 500 has a quarter of it."""
+MAX_FILES = 100_000
+MAX_ARCHIVE_BYTES = 16 << 30
+MAX_RATIO = 200
+"""Inflated to stored bytes of a whole archive; images with a black background reach 20."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One file, on disk or inside a zip archive."""
+
+    name: str
+    """Below the folder or inside the archive; it may name a patient, so it is for a terminal only."""
+    path: Path
+    """Of the file, or of the archive that holds it."""
+    root: Path | None = None
+    """The folder that a link must not leave."""
+    archive: zipfile.ZipFile | None = None
+
+    def read(self) -> bytes:
+        """All bytes of the file.
+
+        Raises:
+            ScanRefused: ``E_INPUT_MISSING``, ``E_NOT_FILE``, ``E_TOO_BIG``, ``E_ZIP``.
+        """
+        if self.archive is not None:
+            return _member(self.archive, self.name)
+        with open_regular(self.path, self.root) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise _too_big("a file", size)
+            return file.readall() if hasattr(file, "readall") else file.read()
+
+
+def files_in(path: Path) -> Iterator[Stored]:
+    """Every file of a folder at any depth, or of a zip archive, or the one file; hidden ones do not count.
+
+    Raises:
+        ScanRefused: ``E_INPUT_MISSING``, ``E_ZIP``, ``E_TOO_BIG``.
+    """
+    if path.is_dir():
+        yield from _in_folder(path)
+    elif zipfile.is_zipfile(path):
+        yield from _in_archive(path)
+    elif path.exists():
+        yield Stored(path.name, path)
+    else:
+        raise ScanRefused("E_INPUT_MISSING", f"{path} cannot be read.", "Check the path.")
+
+
+def _in_folder(folder: Path) -> Iterator[Stored]:
+    count = 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        for name in sorted(name for name in names if not _is_hidden(name)):
+            count += 1
+            if count > MAX_FILES:
+                raise _too_big("the folder", count, "files")
+            path = Path(place) / name
+            yield Stored(str(path.relative_to(folder)), path, folder)
+
+
+def _in_archive(path: Path) -> Iterator[Stored]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise _bad_zip(f"cannot be read ({error})") from error
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    _check_archive(members, path.stat().st_size)
+    for member in members:
+        if not any(_is_hidden(part) for part in PurePosixPath(member.filename).parts):
+            yield Stored(member.filename, path, None, archive)
+
+
+def _check_archive(members: list[zipfile.ZipInfo], stored: int) -> None:
+    """Refuse a bomb, a lock and a climber by what the directory of the archive claims."""
+    total = sum(member.file_size for member in members)
+    if len(members) > MAX_FILES:
+        raise _bad_zip(f"holds {len(members)} files")
+    if len({member.filename for member in members}) < len(members):
+        raise _bad_zip("holds two files of one name")
+    if total > MAX_ARCHIVE_BYTES or total > MAX_RATIO * max(stored, 1 << 16):
+        raise _bad_zip(f"inflates from {stored} to {total} bytes")
+    for member in members:
+        place = PurePosixPath(member.filename.replace("\\", "/"))
+        if place.is_absolute() or ".." in place.parts or ":" in place.parts[0]:
+            raise _bad_zip("holds a file that would be unpacked outside of its folder")
+        if member.flag_bits & 1:
+            raise _bad_zip("is encrypted")
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    if size > MAX_FILE_BYTES:
+        raise _too_big("a file of the archive", size)
+    try:
+        # ZipFile gives no more than the size that was checked, and compares the checksum at its end.
+        with archive.open(name) as file:
+            return file.read()
+    except Exception as error:  # zipfile fails in many ways on damaged archives
+        raise _bad_zip(f"is damaged ({type(error).__name__})") from error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _bad_zip(what: str) -> ScanRefused:
+    return ScanRefused("E_ZIP", f"the zip archive {what}.", "Export the study again, or give it as a folder.")
+
+
+def _too_big(what: str, size: int, unit: str = "bytes") -> ScanRefused:
+    return ScanRefused("E_TOO_BIG", f"{what} has {size} {unit}.", "Give the study of one patient.")
