@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from brainseg_runtime.certificate import BOUNDS, Certificate
+from brainseg_runtime.certificate import BOUNDS, Certificate, Parity
 from brainseg_runtime.spec import ModelSpec
 
-__all__ = ["INTENDED_USE", "parity_rows", "spec_rows", "table", "write_card"]
+__all__ = ["INTENDED_USE", "figures", "parity_rows", "spec_rows", "table", "write_card"]
 
 INTENDED_USE = "Research use only. Not a medical device; not for diagnosis or treatment."
 
@@ -117,6 +117,13 @@ def parity_rows(certificate: Certificate) -> Rows:
             )
         )
     return rows
+
+
+def figures(parity: Parity) -> str:
+    """One form's figures beside their bounds, in a line."""
+    bounds = BOUNDS[parity.identity.precision]
+    overlaps = ", ".join(f"{region} {value:.5f}" for region, value in parity.dice.items())
+    return f"logits {parity.logits:.1e} (<= {bounds.logits:g}), Dice {overlaps} (>= {bounds.dice:g})"
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:

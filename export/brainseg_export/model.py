@@ -28,6 +28,7 @@ class Call:
     layer: Layer
     inputs: tuple[Tensor, ...]
     output: Tensor
+    """The first one: no layer that is exported by hand has more."""
 
 
 def load(path: Path) -> Model:
@@ -59,8 +60,7 @@ def load(path: Path) -> Model:
 def calls(model: Model) -> Iterator[Call]:
     """The uses of layers in a flat functional model, each after those that it reads from."""
     for node in _nodes(model):
-        (output,) = node.outputs
-        yield Call(node.operation, tuple(node.input_tensors), output)
+        yield Call(node.operation, tuple(node.input_tensors), node.outputs[0])
 
 
 def flatten(model: Model, spec: ModelSpec) -> Model:

@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 from brainseg_runtime.bundle import Precision
-from brainseg_runtime.certificate import BOUNDS, Certificate, Parity, TestScan
+from brainseg_runtime.certificate import Certificate, Parity, TestScan
 from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.engines.ort import OrtEngine
 from brainseg_runtime.errors import BundleInvalid
@@ -24,6 +24,8 @@ from brainseg_runtime.spec import ModelSpec, Region
 from brainseg_runtime.tiles import predict
 from brainseg_runtime.volume import Volume
 from numpy.typing import NDArray
+
+from brainseg_export.card import figures
 
 __all__ = ["ENOUGH", "Form", "Reference", "certify", "measure", "reference_scans", "require"]
 
@@ -137,7 +139,7 @@ def require(certificate: Certificate) -> None:
     if failed:
         raise BundleInvalid(
             "E_PARITY",
-            f"{'; '.join(map(_figures, failed))}.",
+            f"{'; '.join(map(_difference, failed))}.",
             "Nothing was written. Report the model's layers; --via tf2onnx takes the other converter.",
         )
 
@@ -176,10 +178,6 @@ def _margin(logits: NDArray[np.float32], region: Region, spec: ModelSpec) -> NDA
     return margin
 
 
-def _figures(parity: Parity) -> str:
-    bounds = BOUNDS[parity.identity.precision]
-    overlaps = ", ".join(f"{region} {value:.5f}" for region, value in parity.dice.items())
-    return (
-        f"{parity.graph} on {parity.identity.engine} ({parity.identity.precision}) differs from Keras: "
-        f"logits {parity.logits:.2g} (allowed {bounds.logits:g}), Dice {overlaps} (at least {bounds.dice:g})"
-    )
+def _difference(parity: Parity) -> str:
+    identity = parity.identity
+    return f"{parity.graph} on {identity.engine} ({identity.precision}) differs from Keras: {figures(parity)}"

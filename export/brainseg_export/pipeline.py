@@ -1,6 +1,7 @@
 """From a run's folder, or any Keras model with its spec, to a bundle that has proved itself."""
 
 import hashlib
+import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -80,8 +81,8 @@ class Source:
                 "Give both: --spec spec.json --scans FOLDER.",
             )
         model = run / "model.keras" if run is not None else path
-        for needed in (model, spec, scans):
-            if not needed.exists():
+        for needed, there in ((model, model.is_file()), (spec, spec.is_file()), (scans, scans.exists())):
+            if not there:
                 raise UsageRefused("E_INPUT_MISSING", f"there is no {needed}.", "Train first, or name it.")
         return cls(model, ModelSpec.from_json(spec.read_bytes()), scans, run)
 
@@ -101,9 +102,11 @@ def export(
     scans = find_scans(source.scans, spec)
     model = load(source.model)
     logits = to_logits(model, spec)
-    forms = _forms(logits, spec, via, say)
+    forms = _product(logits, spec, via, say)
     keras = keras_engine(logits)
     references = reference_scans(_volumes(scans, say), keras, spec, say)
+    if via == "walker":
+        forms = [_witness(logits, spec, say), *forms]
     say(f"parity: {len(forms)} graphs on {', '.join(r.volume.scan for r in references)}")
     certificate = certify(forms, references, spec, _reference(model))
     parity.require(certificate)
@@ -132,21 +135,20 @@ def export(
     return bundle
 
 
-def _forms(logits: Model, spec: ModelSpec, via: Via, say: Say) -> list[Form]:
-    witness = convert(logits, spec)
-    say(f"tf2onnx: {len(witness.graph.node)} nodes")
-    forms = []
-    product = witness
-    if via == "walker":
-        product = walk(logits, spec)
-        say(f"walker: {len(product.graph.node)} nodes")
-        forms.append(Form("tf2onnx", _bytes(witness), "fp32", PROVES["tf2onnx"]))
-    half = to_half(product)
+def _product(logits: Model, spec: ModelSpec, via: Via, say: Say) -> list[Form]:
+    """The graphs that the bundle will hold."""
+    graph = walk(logits, spec) if via == "walker" else convert(logits, spec)
+    say(f"{via}: {len(graph.graph.node)} nodes")
     return [
-        *forms,
-        Form(GRAPHS["fp32"], _bytes(product), "fp32", PROVES[via, "fp32"]),
-        Form(GRAPHS["fp16"], _bytes(half), "fp16", PROVES[via, "fp16"]),
+        Form(GRAPHS["fp32"], _bytes(graph), "fp32", PROVES[via, "fp32"]),
+        Form(GRAPHS["fp16"], _bytes(to_half(graph)), "fp16", PROVES[via, "fp16"]),
     ]
+
+
+def _witness(logits: Model, spec: ModelSpec, say: Say) -> Form:
+    graph = convert(logits, spec)
+    say(f"tf2onnx, as a witness: {len(graph.graph.node)} nodes")
+    return Form("tf2onnx", _bytes(graph), "fp32", PROVES["tf2onnx"])
 
 
 _ROUNDING = (
@@ -218,13 +220,29 @@ PACKAGES = ("keras", "onnx", "onnxruntime", "tf2onnx", "numpy", "brainseg-runtim
 
 
 def _training(run: Path | None) -> str:
-    """What a run says about itself: its configuration and its scores, as they stand in its files."""
+    """What a run says about itself: its configuration, and its scores but for those of single scans."""
     if run is None:
         return "Trained elsewhere; ask whoever made the model."
     parts = []
     if (config := run / "config.toml").is_file():
         parts += ["Configuration:", "", "```toml", config.read_text(encoding="utf-8").strip(), "```", ""]
     if (metrics := run / "metrics.json").is_file():
-        scores = metrics.read_text(encoding="utf-8").strip()
-        parts += ["Scores on held-out scans:", "", "```json", scores, "```", ""]
+        parts += ["Scores:", "", "```json", json.dumps(_summary(metrics), indent=1), "```", ""]
     return "\n".join(parts).strip() or "The run left no record of its training."
+
+
+def _summary(metrics: Path) -> dict[str, object]:
+    """A run's scores, scans counted instead of listed."""
+    try:
+        sections: dict[str, dict[str, Any]] = json.loads(metrics.read_bytes())
+        return {
+            name: {
+                key: len(value) if key == "scans" or isinstance(value, list) else value
+                for key, value in section.items()
+            }
+            for name, section in sections.items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageRefused(
+            "E_RUN", f"{metrics} is not what the trainer writes: {error}.", "Evaluate the run again."
+        ) from error

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from brainseg_runtime import selftest
 from brainseg_runtime.bundle import GRAPHS, Bundle
-from brainseg_runtime.certificate import BOUNDS, Parity
 from brainseg_runtime.engines.ort import OrtEngine
 from brainseg_runtime.errors import BundleInvalid
+
+from brainseg_export.card import figures
 
 __all__ = ["Check", "checks", "require"]
 
@@ -56,7 +57,7 @@ def _certificate(bundle: Bundle) -> Iterator[Check]:
         yield Check("certificate", "rests on no scan", "E_PARITY")
     for parity in certificate.parities:
         what = f"parity {parity.graph} {parity.identity.precision}"
-        yield Check(what, _figures(parity), None if parity.passed else "E_PARITY")
+        yield Check(what, figures(parity), None if parity.passed else "E_PARITY")
     measured = {(parity.graph_sha256, parity.identity.precision) for parity in certificate.parities}
     for precision in GRAPHS:
         if (bundle.graph_sha256(precision), precision) not in measured:
@@ -76,9 +77,3 @@ def _selftests(bundle: Bundle) -> Iterator[Check]:
             yield Check(
                 what, f"{difference:.1e} on {identity.engine} {identity.version}, {identity.provider}"
             )
-
-
-def _figures(parity: Parity) -> str:
-    bounds = BOUNDS[parity.identity.precision]
-    overlaps = ", ".join(f"{region} {value:.5f}" for region, value in parity.dice.items())
-    return f"logits {parity.logits:.1e} (<= {bounds.logits:g}), Dice {overlaps} (>= {bounds.dice:g})"

@@ -157,7 +157,9 @@ def write_run(folder, spec: ModelSpec | None = None, model=None, scans: int = 2)
     model.save(folder / "model.keras")
     (folder / "spec.json").write_text(spec.to_json())
     (folder / "config.toml").write_text('network = "unet"\nsteps = 0\n')
-    (folder / "metrics.json").write_text('{"dice": {"WT": 0.5}}')
+    (folder / "metrics.json").write_text(
+        '{"held_out": {"mean_dice": {"WT": 0.5}, "scans": {"p7": {"dice": {"WT": 0.5}}}}}'
+    )
     for n in range(scans):
         write_scan(folder / "parity" / f"p{n}", blobs(seed=n)[0])
     return folder

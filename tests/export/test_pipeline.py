@@ -70,7 +70,7 @@ def test_provenance_says_where_the_bundle_comes_from(bundle, run):
     assert origin["model_sha256"] == hashlib.sha256((run / "model.keras").read_bytes()).hexdigest()
     assert origin["via"] == "walker"
     assert origin["versions"]["keras"] == keras.__version__
-    assert origin["nodes"]["model.onnx"] == 12
+    assert origin["nodes"]["model.onnx"] == 13
 
 
 def test_the_golden_tile_holds_every_region(bundle):
@@ -90,11 +90,13 @@ def test_the_card_can_be_read_alone(bundle):
         "TC = NCR + ET",
         'network = "unet"',
         '"WT": 0.5',
+        '"scans": 1',
         "model.fp16.onnx",
         "Limits",
         "Licence of the weights: not stated",
     ):
         assert words.lower() in card.lower()
+    assert "p7" not in card
 
 
 FILES = ("model.onnx", "model.fp16.onnx", "certificate.json", "selftest.npz", "MODEL_CARD.md", "LICENSE")

@@ -258,6 +258,7 @@ REFUSED = {
     "Activation": lambda x: layers.Activation("gelu")(x),
     "Conv3DTranspose": lambda x: layers.Conv3DTranspose(4, 1, strides=2)(layers.MaxPooling3D()(x)),
     "Multiply": lambda x: x * 2.0,
+    "Split": lambda x: keras.ops.split(x, 2, axis=-1)[0],
 }
 
 
