@@ -99,7 +99,7 @@ def export(
         OutputUnwritable: ``E_OUTPUT``.
     """
     licence, spec = licence or Licence.of(None), source.spec
-    scans = find_scans(source.scans, spec)
+    training, scans = _training(source.run), find_scans(source.scans, spec)
     model = load(source.model)
     logits = to_logits(model, spec)
     forms = _product(logits, spec, via, say)
@@ -115,7 +115,7 @@ def export(
     for precision, name in GRAPHS.items():
         check(OrtEngine(files[name], spec, precision), Golden.from_npz(answer.to_npz()))
     provenance = _provenance(source, model, files, via)
-    card = write_card(spec, certificate, licence.name, provenance, _training(source.run))
+    card = write_card(spec, certificate, licence.name, provenance, training)
     bundle = write_bundle(
         output,
         spec,
