@@ -5,15 +5,23 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from brainseg_runtime.attachments import attachments_of
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
 from brainseg_runtime.files import open_regular
-from brainseg_runtime.outputs import LabelScheme, Written, is_done, result_path, write, write_table
-from brainseg_runtime.preview import draw_preview
+from brainseg_runtime.outputs import (
+    AttachmentKind,
+    LabelScheme,
+    Written,
+    is_done,
+    result_path,
+    write,
+    write_table,
+)
 from brainseg_runtime.scans import Found, Scan, read
 from brainseg_runtime.segmenter import Segmenter
 from brainseg_runtime.volume import Source, Volume
@@ -55,7 +63,7 @@ def run(
     *,
     label_scheme: LabelScheme = "brats2023",
     overwrite: bool = False,
-    preview: bool = False,
+    attachments: Collection[AttachmentKind] = (),
 ) -> Iterator[Outcome]:
     """Segment every scan into a folder, one outcome a scan, and write the table of volumes at the end.
 
@@ -70,7 +78,7 @@ def run(
 
     def fetch(scan: Scan) -> Fetched:
         started = time.perf_counter()
-        if not overwrite and _stands(scan, folder, expected):
+        if not overwrite and _stands(scan, folder, expected, attachments):
             return Skipped(scan.id)
         return read(scan), time.perf_counter() - started
 
@@ -83,7 +91,7 @@ def run(
                         yield answer
                         continue
                     volume, seconds = answer
-                    yield _segment(segmenter, volume, seconds, folder, label_scheme, preview)
+                    yield _segment(segmenter, volume, seconds, folder, label_scheme, attachments)
                 except OutputUnwritable:
                     raise
                 except BrainsegError as error:
@@ -108,7 +116,12 @@ def exit_status(outcomes: list[Outcome]) -> int:
 
 
 def _segment(
-    segmenter: Segmenter, volume: Volume, seconds: float, folder: Path, scheme: LabelScheme, preview: bool
+    segmenter: Segmenter,
+    volume: Volume,
+    seconds: float,
+    folder: Path,
+    scheme: LabelScheme,
+    kinds: Collection[AttachmentKind],
 ) -> Done:
     segmentation = segmenter.segment(volume)
     record = dict(segmentation.record)
@@ -117,9 +130,8 @@ def _segment(
     if not segmentation.labels.any():
         record["warnings"] = [*record.get("warnings", []), "no tumour found"]
     segmentation = replace(segmentation, record=record)
-    if preview:
-        draw_preview(volume, segmentation, segmenter.spec, result_path(folder, volume.scan, ".png"))
-    return Done(volume.scan, write(segmentation, folder, label_scheme=scheme))
+    attachments = attachments_of(kinds, volume, segmentation, segmenter.spec)
+    return Done(volume.scan, write(segmentation, folder, label_scheme=scheme, attachments=attachments))
 
 
 def _one_ahead(
@@ -133,7 +145,9 @@ def _one_ahead(
         yield scan, queue.popleft()
 
 
-def _stands(scan: Scan, folder: Path, expected: dict[str, object]) -> bool:
+def _stands(
+    scan: Scan, folder: Path, expected: dict[str, object], attachments: Collection[AttachmentKind]
+) -> bool:
     if not result_path(folder, scan.id, ".json").is_file():
         return False
     sources = []
@@ -141,7 +155,7 @@ def _stands(scan: Scan, folder: Path, expected: dict[str, object]) -> bool:
         with open_regular(file.path, scan.root) as content:
             digest = hashlib.sha256(content.read()).hexdigest()
         sources.append(vars(Source(file.modality, file.path.name, digest)))
-    return is_done(folder, scan.id, {**expected, "inputs": sources})
+    return is_done(folder, scan.id, {**expected, "inputs": sources}, attachments)
 
 
 def _peak_memory_mb() -> float:

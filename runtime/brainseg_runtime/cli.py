@@ -16,6 +16,7 @@ from brainseg_runtime.console import end_with
 
 if TYPE_CHECKING:
     from brainseg_runtime.batch import Outcome
+    from brainseg_runtime.outputs import AttachmentKind
 
 __all__ = ["infer_main", "main"]
 
@@ -67,9 +68,9 @@ def infer(
     5 engine or device unavailable, 6 model invalid, 7 output not writable, 8 out of memory,
     130 interrupted.
     """
+    from brainseg_runtime.attachments import require
     from brainseg_runtime.batch import exit_status, run
     from brainseg_runtime.bundle import Bundle
-    from brainseg_runtime.preview import require_pillow
     from brainseg_runtime.scans import explain, find_scans
     from brainseg_runtime.segmenter import load
 
@@ -77,8 +78,9 @@ def infer(
         spec = Bundle.open(model).spec
         typer.echo(explain(find_scans(inputs, spec), spec))
         return
-    if preview:
-        require_pillow()
+    asked: dict[AttachmentKind, bool] = {"preview": preview}
+    attachments = [kind for kind, wanted in asked.items() if wanted]
+    require(attachments)
     with load(model, engine, precision=precision, device=device, threads=threads, batch=batch) as segmenter:
         say = _speaker(as_json, quiet)
         say({"event": "start", **segmenter.record()})
@@ -86,7 +88,12 @@ def infer(
         outcomes: list[Outcome] = []
         total = len(found.scans) + len(found.refused)
         results = run(
-            segmenter, found, output, label_scheme=label_scheme, overwrite=overwrite, preview=preview
+            segmenter,
+            found,
+            output,
+            label_scheme=label_scheme,
+            overwrite=overwrite,
+            attachments=attachments,
         )
         with typer.progressbar(results, length=total, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
             for outcome in bar:

@@ -12,7 +12,7 @@ from isal import isal_zlib
 
 from brainseg_runtime.errors import OutputUnwritable, ScanRefused
 
-__all__ = ["Content", "open_regular", "trailing", "truncated", "write_atomically"]
+__all__ = ["Content", "open_regular", "remove", "trailing", "truncated", "write_atomically"]
 
 _CHUNK = 1 << 18
 _PIECE = 1 << 20
@@ -164,6 +164,20 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         raise OutputUnwritable(
             "E_OUTPUT", f"{path} cannot be written: {error}.", "Choose another output folder."
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file where there is one.
+
+    Raises:
+        OutputUnwritable: ``E_OUTPUT`` if the system refuses.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputUnwritable(
+            "E_OUTPUT", f"{path} cannot be removed: {error}.", "Choose another output folder."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a scan leaves behind: a mask, a JSON that says how it came about, and a row in a table.
+"""What a scan leaves behind: a mask, what else was asked for, a JSON on how it came about, a row in a table.
 
 The JSON is written last: where it stands, the scan is done.
 """
@@ -8,8 +8,8 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +18,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg_runtime.errors import UsageRefused
-from brainseg_runtime.files import write_atomically
+from brainseg_runtime.files import remove, write_atomically
 from brainseg_runtime.nifti import write_labels
 from brainseg_runtime.volume import Segmentation
 
-__all__ = ["DISCLAIMER", "LabelScheme", "Written", "coded", "is_done", "result_path", "write", "write_table"]
+__all__ = [
+    "ATTACHMENTS",
+    "DISCLAIMER",
+    "Attachment",
+    "AttachmentKind",
+    "LabelScheme",
+    "Written",
+    "attachment_path",
+    "coded",
+    "is_done",
+    "result_path",
+    "write",
+    "write_table",
+]
 
 FORMAT = 1
 DISCLAIMER = "Research use only. Not a medical device."
 
 LabelScheme = Literal["brats2023", "brats2021", "regions"]
 """``brats2023``: the model's own labels, ET = 3. ``brats2021``: ET = 4. ``regions``: a 0/1 map a region."""
+
+AttachmentKind = Literal["probabilities", "preview", "gif", "report"]
+ATTACHMENTS: Mapping[AttachmentKind, str] = {
+    "probabilities": "_prob.nii.gz",
+    "preview": "_seg.png",
+    "gif": "_seg.gif",
+    "report": "_report.html",
+}
+"""What can be asked for beside mask and JSON, and how its file's name ends."""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A file beside mask and JSON."""
+
+    kind: AttachmentKind
+    save: Callable[[Path, Mapping[str, Any]], None]
+    """Writes it, given what the JSON says so far; the JSON names the result and its hash."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What else the JSON says about it."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +75,15 @@ class Written:
 
 
 def write(
-    segmentation: Segmentation, folder: Path | str, *, label_scheme: LabelScheme = "brats2023"
+    segmentation: Segmentation,
+    folder: Path | str,
+    *,
+    label_scheme: LabelScheme = "brats2023",
+    attachments: Sequence[Attachment] = (),
 ) -> Written:
-    """Write ``<scan>_seg.nii.gz`` on the scan's own grid, then ``<scan>_seg.json``.
+    """Write ``<scan>_seg.nii.gz`` on the scan's own grid, the attachments, then ``<scan>_seg.json``.
+
+    Attachments of an earlier result that are not made anew are removed: they show another mask.
 
     Raises:
         OutputUnwritable: ``E_OUTPUT``.
@@ -56,7 +95,7 @@ def write(
     write_labels(mask, labels, segmentation.geometry)
     record = segmentation.record
     seconds = {**record.get("seconds", {}), "write": round(time.perf_counter() - started, 4)}
-    contents = {
+    contents: dict[str, Any] = {
         "format": FORMAT,
         "scan": segmentation.scan,
         "disclaimer": DISCLAIMER,
@@ -71,9 +110,27 @@ def write(
         "volumes_ml": {name: round(ml, 4) for name, ml in segmentation.volumes_ml().items()},
         "seconds": seconds,
     }
+    _attach(contents, folder, segmentation.scan, attachments)
     path = result_path(folder, segmentation.scan, ".json")
     write_atomically(path, (json.dumps(contents, indent=1) + "\n").encode())
     return Written(mask, path, contents)
+
+
+def _attach(
+    contents: dict[str, Any], folder: Path | str, scan: str, attachments: Sequence[Attachment]
+) -> None:
+    """Write the attachments and say so in the JSON's contents."""
+    for kind in set(ATTACHMENTS) - {attachment.kind for attachment in attachments}:
+        remove(attachment_path(folder, scan, kind))
+    described: dict[str, Any] = {}
+    for attachment in attachments:
+        started = time.perf_counter()
+        path = attachment_path(folder, scan, attachment.kind)
+        attachment.save(path, contents)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        described[attachment.kind] = {"file": path.name, "sha256": digest, **attachment.notes}
+        seconds = {**contents["seconds"], attachment.kind: round(time.perf_counter() - started, 4)}
+        contents.update(attachments=described, seconds=seconds)
 
 
 def coded(segmentation: Segmentation, scheme: LabelScheme) -> tuple[NDArray[np.uint8], dict[str, str]]:
@@ -106,10 +163,18 @@ def result_path(folder: Path | str, scan: str, suffix: str) -> Path:
     return Path(folder) / f"{scan}_seg{suffix}"
 
 
-def is_done(folder: Path | str, scan: str, expected: Mapping[str, Any]) -> bool:
+def attachment_path(folder: Path | str, scan: str, kind: AttachmentKind) -> Path:
+    """Where an attachment of a scan stands, such as ``out/<scan>_report.html``."""
+    return Path(folder) / f"{scan}{ATTACHMENTS[kind]}"
+
+
+def is_done(
+    folder: Path | str, scan: str, expected: Mapping[str, Any], attachments: Collection[AttachmentKind] = ()
+) -> bool:
     """Whether a scan's results stand whole, made from the same inputs by the same model and options.
 
-    ``expected`` holds what the JSON must say of ``inputs``, ``model``, ``engine``, ``options``.
+    ``expected`` holds what the JSON must say of ``inputs``, ``model``, ``engine``, ``options``. More
+    attachments than are asked for do no harm.
     """
     try:
         found = json.loads(result_path(folder, scan, ".json").read_bytes())
@@ -117,6 +182,11 @@ def is_done(folder: Path | str, scan: str, expected: Mapping[str, Any]) -> bool:
         return bool(
             all(found[key] == value for key, value in expected.items())
             and found["mask"]["sha256"] == hashlib.sha256(mask).hexdigest()
+            and all(
+                found["attachments"][kind]["sha256"]
+                == hashlib.sha256(attachment_path(folder, scan, kind).read_bytes()).hexdigest()
+                for kind in attachments
+            )
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False

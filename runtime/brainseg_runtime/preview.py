@@ -1,134 +1,165 @@
-"""A picture of a result: three planes through the lesion, labels over the reference modality."""
+"""A picture of a result: three planes through the largest lesion, an outline around every region."""
 
 import io
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brainseg_runtime.errors import EngineUnavailable
-from brainseg_runtime.files import write_atomically
-from brainseg_runtime.geometry import to_canonical
+from brainseg_runtime.outputs import DISCLAIMER
 from brainseg_runtime.spec import ModelSpec
-from brainseg_runtime.volume import Segmentation, Volume
+from brainseg_runtime.views import PLANES, Plane, Scene, nearest, outline, region_colours
+from brainseg_runtime.volume import Segmentation
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
-__all__ = ["COLOURS", "draw_preview", "require_pillow"]
+__all__ = ["draw_preview", "panel", "shown_modalities"]
 
-COLOURS = ((230, 75, 53), (77, 187, 213), (255, 214, 10), (0, 160, 135), (145, 97, 242), (243, 155, 127))
-"""One a label, in the order of their values."""
-
-OPACITY = 0.45
-HEIGHT = 360
-"""Pixels of every plane's height."""
-
-
-def require_pillow() -> None:
-    """Refuse early where pictures cannot be drawn.
-
-    Raises:
-        EngineUnavailable: ``E_ENGINE_MISSING`` with the line that installs what is missing.
-    """
-    if find_spec("PIL") is None:
-        raise EngineUnavailable(
-            "E_ENGINE_MISSING",
-            "pictures need pillow, which is not installed.",
-            'Install it: pip install "brainseg-runtime[report]"',
-        )
+SCALE = 2.0
+"""Pixels a mm, the same in every panel, so that one scale bar serves all."""
+GAP = 16
+SCALE_BAR_MM = 50
+INK = (225, 225, 225)
+FAINT = (150, 150, 150)
 
 
-def draw_preview(volume: Volume, segmentation: Segmentation, spec: ModelSpec, path: Path) -> None:
-    """Write a PNG: axial, coronal and sagittal planes through the lesion's largest cuts.
+def draw_preview(head: Scene, segmentation: Segmentation, rows: Sequence[str]) -> bytes:
+    """A PNG of axial, coronal and sagittal planes, a row for each of some modalities.
 
     The patient's left is on the right, as radiologists look at it; without a lesion the planes go
     through the middle.
-
-    Raises:
-        OutputUnwritable: ``E_OUTPUT``.
     """
     from PIL import Image, ImageDraw
 
-    reorientation = to_canonical(segmentation.geometry)
-    names = [modality.name for modality in spec.modalities]
-    image = reorientation.apply(volume.data[..., names.index(spec.reference)])
-    labels = reorientation.apply(segmentation.labels)
-    spacing = reorientation.geometry(segmentation.geometry).spacing
-    grey = _windowed(image)
-    panels = [
-        Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
-        for pixels, size in (_plane(grey, labels, spacing, axis, segmentation) for axis in (2, 1, 0))
-    ]
-    width = sum(panel.width for panel in panels)
-    sheet = Image.new("RGB", (width, HEIGHT + 64), "black")
-    left = 0
+    layout = _Layout.of(head, len(rows))
+    sheet = Image.new("RGB", (layout.width, layout.height), "black")
     draw = ImageDraw.Draw(sheet)
-    for panel, (title, sides) in zip(panels, PLANES, strict=True):
-        sheet.paste(panel, (left, 0))
-        _caption(draw, left, panel.width, title, sides)
-        left += panel.width
-    _legend(draw, segmentation)
+    for row, modality in enumerate(rows):
+        for column, plane in enumerate(PLANES):
+            corner = layout.corner(row, column)
+            sheet.paste(Image.fromarray(panel(head, plane, modality, segmentation, SCALE)), corner)
+            _letters(draw, plane, corner, layout.sizes[column])
+        _text(draw, (GAP, layout.tops[row] + 4), modality.upper(), INK, 18)
+    _footer(draw, segmentation, layout)
     stream = io.BytesIO()
     sheet.save(stream, "PNG")
-    write_atomically(path, stream.getvalue())
+    return stream.getvalue()
 
 
-PLANES = (("axial", "RL"), ("coronal", "RL"), ("sagittal", "PA"))
-"""Title and what lies left and right of each plane."""
+def shown_modalities(spec: ModelSpec) -> tuple[str, ...]:
+    """The modalities that a tumour is looked for on: T1c and FLAIR, else the reference."""
+    names = {modality.name for modality in spec.modalities}
+    return tuple(name for name in ("t1c", "flair") if name in names) or (spec.reference,)
 
 
-def _windowed(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Grey values between the 1st and the 99.5th percentile of what is not the darkest value."""
-    inside = image[image > image.min()][::7]
-    low, high = np.percentile(inside, (1, 99.5)) if inside.size else (0.0, 1.0)
-    scaled = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
-    return (scaled * 255).astype(np.uint8)
+def panel(
+    head: Scene, plane: Plane, modality: str, segmentation: Segmentation, scale: float
+) -> NDArray[np.uint8]:
+    """One plane through the lesion as pixels (rows, columns, 3), ``scale`` pixels a mm."""
+    from PIL import Image
+
+    at = head.focus[plane.axis]
+    width, height = _pixels(plane, head, scale)
+    grey = Image.fromarray(plane.cut(head.images[modality], at))
+    pixels = np.array(grey.resize((width, height), Image.Resampling.BICUBIC).convert("RGB"))
+    labels = nearest(plane.cut(head.labels, at)[..., None], (height, width, 1))[..., 0]
+    for region, colour in region_colours(segmentation).items():
+        mask = np.isin(labels, segmentation.regions[region])
+        pixels[outline(mask, thickness=2 if scale >= 1.5 else 1)] = colour
+    return pixels
 
 
-def _plane(
-    grey: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    spacing: tuple[float, float, float],
-    axis: int,
-    segmentation: Segmentation,
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Coloured pixels (height, width, 3) of the plane with most lesion, and their size on the sheet."""
-    others = tuple(a for a in range(3) if a != axis)
-    lesion = np.count_nonzero(labels, axis=others)
-    at = int(lesion.argmax()) if lesion.any() else labels.shape[axis] // 2
-    pixels = np.repeat(np.take(grey, at, axis)[..., None], 3, axis=-1).astype(np.float32)
-    cut = np.take(labels, at, axis)
-    for value, colour in _colours(segmentation):
-        inside = cut == value
-        pixels[inside] = (1 - OPACITY) * pixels[inside] + OPACITY * np.array(colour)
-    # (a, b) with b upwards becomes (rows from the top, columns); R to L runs left to right.
-    drawn = pixels.transpose(1, 0, 2)[::-1]
-    if axis != 0:
-        drawn = drawn[:, ::-1]
-    mm = [cut.shape[n] * spacing[others[n]] for n in (0, 1)]
-    return drawn.astype(np.uint8), (max(1, round(HEIGHT * mm[0] / mm[1])), HEIGHT)
+@dataclass(frozen=True)
+class _Layout:
+    """Where the panels of a sheet lie, in pixels."""
+
+    sizes: tuple[tuple[int, int], ...]
+    """(width, height) of each plane's panel."""
+    lefts: tuple[int, ...]
+    tops: tuple[int, ...]
+    row_height: int
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, head: Scene, rows: int) -> "_Layout":
+        sizes = tuple(_pixels(plane, head, SCALE) for plane in PLANES)
+        row_height = max(height for _, height in sizes) + 2 * LETTER + GAP
+        lefts = [GAP + LETTER]
+        for width, _ in sizes[:-1]:
+            lefts.append(lefts[-1] + width + GAP + 2 * LETTER)
+        tops = tuple(GAP + row * row_height for row in range(rows))
+        width = max(lefts[-1] + sizes[-1][0] + LETTER + GAP, 720)
+        return cls(sizes, tuple(lefts), tops, row_height, width, GAP + rows * row_height + FOOTER)
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Top left of a panel, which stands in the middle of its row."""
+        return self.lefts[column], self.tops[row] + (self.row_height - self.sizes[column][1]) // 2
 
 
-def _colours(segmentation: Segmentation) -> list[tuple[int, tuple[int, int, int]]]:
-    return [(value, COLOURS[n % len(COLOURS)]) for n, value in enumerate(sorted(segmentation.names))]
+LETTER = 22
+"""Pixels around a panel for the letters of its sides."""
+FOOTER = 108
 
 
-def _caption(draw: "ImageDraw", left: int, width: int, title: str, sides: str) -> None:
-    draw.text((left + 6, 4), title, fill="white")
-    draw.text((left + 6, HEIGHT // 2), sides[0], fill="white")
-    draw.text((left + width - 14, HEIGHT // 2), sides[1], fill="white")
+def _pixels(plane: Plane, head: Scene, scale: float) -> tuple[int, int]:
+    width, height = plane.size(head.extent)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _legend(draw: "ImageDraw", segmentation: Segmentation) -> None:
-    left: Any = 8
-    for value, colour in _colours(segmentation):
-        name = segmentation.names[value]
-        draw.rectangle((left, HEIGHT + 10, left + 12, HEIGHT + 22), fill=colour)
-        draw.text((left + 18, HEIGHT + 10), name, fill="white")
-        left += 30 + draw.textlength(name)
-    volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in segmentation.volumes_ml().items())
-    draw.text((left + 10, HEIGHT + 10), f"{segmentation.scan}   {volumes}", fill="white")
-    draw.text((8, HEIGHT + 36), "Research use only. Not a medical device.", fill=(170, 170, 170))
+def _letters(draw: "ImageDraw", plane: Plane, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """The patient's directions around a panel."""
+    (x, y), (width, height) = corner, size
+    half = LETTER // 2
+    places = (
+        (x - half, y + height // 2),
+        (x + width + half, y + height // 2),
+        (x + width // 2, y - half),
+        (x + width // 2, y + height + half),
+    )
+    for letter, place in zip(plane.sides, places, strict=True):
+        _text(draw, place, letter, FAINT, 16, anchor="mm")
+
+
+def _footer(draw: "ImageDraw", segmentation: Segmentation, layout: _Layout) -> None:
+    """Legend with volumes, scale bar, the scan's name and the word on medical use."""
+    top = layout.height - FOOTER + 12
+    left = GAP
+    volumes = segmentation.volumes_ml()
+    for region, colour in region_colours(segmentation).items():
+        draw.rectangle((left, top + 3, left + 16, top + 19), outline=colour, width=3)
+        words = f"{region} {volumes[region]:.1f} ml"
+        _text(draw, (left + 24, top), words, INK, 18)
+        left += 24 + round(_length(draw, words, 18)) + 28
+    bar = round(SCALE_BAR_MM * SCALE)
+    right = layout.width - GAP
+    draw.line((right - bar, top + 12, right, top + 12), fill=INK, width=2)
+    for end in (right - bar, right):
+        draw.line((end, top + 7, end, top + 17), fill=INK, width=2)
+    _text(draw, (right - bar // 2, top + 30), f"{SCALE_BAR_MM} mm", INK, 15, anchor="mm")
+    name = segmentation.scan if len(segmentation.scan) <= 60 else segmentation.scan[:57] + "..."
+    found = "" if segmentation.labels.any() else "   no tumour found"
+    _text(draw, (GAP, top + 34), name + found, INK, 16)
+    _text(draw, (GAP, top + 62), DISCLAIMER, FAINT, 15)
+
+
+def _text(
+    draw: "ImageDraw",
+    at: tuple[float, float],
+    words: str,
+    colour: tuple[int, int, int],
+    size: int,
+    anchor: str = "la",
+) -> None:
+    from PIL import ImageFont
+
+    draw.text(at, words, fill=colour, font=ImageFont.load_default(size), anchor=anchor)
+
+
+def _length(draw: "ImageDraw", words: str, size: int) -> float:
+    from PIL import ImageFont
+
+    return float(draw.textlength(words, font=ImageFont.load_default(size)))
