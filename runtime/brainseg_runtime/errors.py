@@ -83,6 +83,10 @@ CODES: Mapping[str, str] = {
     "E_TOO_FEW_SCANS": "there are too few scans to train on and to hold out",
     "E_RUN": "a run folder is incomplete, or belongs to another configuration",
     "E_NETWORK": "the network cannot be built as asked",
+    "E_SLICE": "a .mat file is no slice of figshare 1512427",
+    "E_OUTLINE": "the mask and the polygon of a slice show different tumours",
+    "E_FOLDS": "cross-validation folds do not fit the scans, or part a patient",
+    "E_STORE": "a file is no whole dataset store, or one of another form",
     # export
     "E_LAYER": "a layer of the Keras model has no counterpart in the clean graph",
     "E_MODEL": "the Keras model cannot be loaded or is not of the expected form",
