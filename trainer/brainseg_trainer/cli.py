@@ -1,0 +1,137 @@
+"""``brainseg-train``: synthetic scans, a training run, its scores and its pictures.
+
+Keras and TensorFlow take seconds to import, so each verb imports what it needs, and ``--help`` answers
+at once.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from brainseg_runtime.console import end_with
+
+__all__ = ["main"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
+DataPath = Annotated[
+    Path, typer.Argument(metavar="DATA", help="A folder of scans with truth.", show_default=False)
+]
+
+
+@app.callback()
+def _brainseg_train() -> None:
+    """Train the networks that brainseg deploys. Research use only, not a medical device."""
+
+
+@app.command()
+def synthetic(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, help="How many scans.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Other seeds give other scans.")] = 0,
+) -> None:
+    """Make scans of made-up heads with made-up tumours, truth included, under BraTS names.
+
+    Exit status: 0 done, 2 usage, 7 output not writable.
+    """
+    from brainseg_trainer.progress import Progress
+    from brainseg_trainer.synthetic import write_scans
+
+    names = write_scans(out, count, seed, Progress())
+    typer.echo(f"{len(names)} scans in {out}: {names[0]} to {names[-1]}")
+
+
+@app.command()
+def fit(
+    data: DataPath,
+    run: Annotated[Path, typer.Option(help="The run's folder.", show_default=False)],
+    config: Annotated[
+        str | None,
+        typer.Option(help="A TOML file, or a recipe: glioma, demo.", show_default="glioma"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+) -> None:
+    """Train a network and score it on scans held out from training.
+
+    Exit status: 0 done, 2 usage or not a run to go on with, 3 the scans do not do, 5 training diverged,
+    7 output not writable, 8 out of memory, 130 interrupted (--resume goes on from the last checkpoint).
+    """
+    _quieten_tensorflow()
+    from brainseg_trainer.config import load
+    from brainseg_trainer.run import RunFolder
+
+    folder = RunFolder(run)
+    if resume:
+        folder.go_on(load(config) if config else None)
+    else:
+        folder.begin(load(config or "glioma"))
+    if not folder.model.exists():
+        from brainseg_trainer.fit import fit as train
+        from brainseg_trainer.progress import Progress
+
+        train(data, folder, Progress())
+    _print_dice(folder.read_metrics()["validation"], "held-out scans")
+    typer.echo(f"{folder.model}")
+
+
+@app.command()
+def evaluate(run: RunPath, data: DataPath) -> None:
+    """Score a finished run on other scans; adds them to the run's metrics.json under their folder's name.
+
+    Exit status: 0 done, 2 not a finished run, 3 the scans do not do, 7 output not writable.
+    """
+    _quieten_tensorflow()
+    from brainseg_trainer.dataset import find_training_scans
+    from brainseg_trainer.evaluate import evaluate as score
+    from brainseg_trainer.evaluate import metrics
+    from brainseg_trainer.networks import load_network
+    from brainseg_trainer.progress import Progress
+    from brainseg_trainer.run import RunFolder
+
+    folder = RunFolder(run)
+    spec = folder.read_spec()
+    source = find_training_scans(data, spec)
+    progress = Progress()
+    scores = score(
+        load_network(folder.model),
+        spec,
+        source,
+        source.scans,
+        lambda done, total: progress("scoring scans", done, total),
+    )
+    folder.write_metrics(data.resolve().name, metrics(scores))
+    for entry in scores:
+        typer.echo(f"{entry.scan}  " + "  ".join(f"{r} {d:.4f}" for r, d in entry.dice.items()))
+    _print_dice(metrics(scores), f"{len(scores)} scans of {data}")
+
+
+@app.command()
+def figures(run: RunPath) -> None:
+    """Draw a run's pictures again, from its history.
+
+    Exit status: 0 done, 2 not a run, 7 output not writable.
+    """
+    from brainseg_trainer.figures import draw_curves
+    from brainseg_trainer.run import RunFolder
+
+    folder = RunFolder(run)
+    path = folder.figures / "curves.png"
+    draw_curves(folder.read_history(), path)
+    typer.echo(path)
+
+
+def _print_dice(scores: dict[str, Any], what: str) -> None:
+    dice = ", ".join(f"{region} {value:.4f}" for region, value in scores["mean_dice"].items())
+    typer.echo(f"mean Dice on {what}: {dice}")
+
+
+def _quieten_tensorflow() -> None:
+    # TensorFlow's notes on CPU features go past Python's logging; this is its own switch for them.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def main() -> NoReturn:
+    """``brainseg-train``."""
+    end_with(lambda: app(prog_name="brainseg-train"))

@@ -1,0 +1,237 @@
+"""From a folder of scans with truth to batches of tiles.
+
+Scans pass through the runtime's own ``prepare``, so that training sees exactly what the deployed model will
+see. What a step sees depends on the seed and the step's number alone, whatever was computed before it.
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.files import write_atomically
+from brainseg_runtime.geometry import Geometry
+from brainseg_runtime.nifti import read_labels
+from brainseg_runtime.preprocess import prepare, prepare_labels
+from brainseg_runtime.scans import GRID_MM, Scan, find_scans, read
+from brainseg_runtime.spec import ModelSpec
+from numpy.typing import NDArray
+
+from brainseg_trainer import augment
+from brainseg_trainer.config import TrainConfig
+from brainseg_trainer.task import label_table, masks
+
+__all__ = [
+    "Batch",
+    "Example",
+    "TrainingScans",
+    "draw_batch",
+    "find_training_scans",
+    "prepare_examples",
+    "split",
+]
+
+Labels = NDArray[np.uint8]
+Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""Tiles (N, i, j, k, C) and their masks (N, i, j, k, R)."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingScans:
+    """Scans with truth, and how their truth images spell the labels."""
+
+    scans: tuple[Scan, ...]
+    table: Labels
+    """(256,): a truth voxel's value -> the spec's label."""
+
+    def truth(self, scan: Scan, grid: Geometry) -> Labels:
+        """The labels (I, J, K) of a scan that lies on ``grid``.
+
+        Raises:
+            ScanRefused: ``E_GEOMETRY_MISMATCH`` where the truth lies on another grid.
+        """
+        labels, geometry = _read_truth(scan)
+        apart = geometry.distance(grid)
+        if apart > GRID_MM:
+            raise ScanRefused(
+                "E_GEOMETRY_MISMATCH",
+                f"the truth of scan {scan.id} has {geometry.shape} voxels and lies {apart:.3g} mm from "
+                f"the scan, which has {grid.shape}.",
+                "Resample the truth to the scan's grid, by nearest neighbour.",
+            )
+        return self.table[labels]
+
+    def labels_present(self, scan: Scan) -> int:
+        """How many labels occur in a scan."""
+        return len(np.unique(self.table[_read_truth(scan)[0]])) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A scan as training keeps it: on the network's grid, on disk."""
+
+    scan: str
+    data: NDArray[np.float32]
+    """(i, j, k, C)."""
+    labels: Labels
+    """(i, j, k)."""
+    tumour: NDArray[np.intp]
+    """(n, 3): voxels of tumour to centre tiles on, as many of each label as of any other."""
+
+
+def find_training_scans(folder: Path, spec: ModelSpec) -> TrainingScans:
+    """All scans of a folder, every one complete and with a truth in the spec's labels.
+
+    Raises:
+        ScanRefused: the first refusal of a scan; ``E_TRUTH_MISSING``; ``E_LABELS``.
+    """
+    found = find_scans(folder, spec)
+    for refusal in found.refused.values():
+        raise refusal
+    bare = [scan.id for scan in found.scans if scan.truth is None]
+    if bare:
+        raise ScanRefused(
+            "E_TRUTH_MISSING",
+            f"{len(bare)} of {len(found.scans)} scans have no label image, first {', '.join(bare[:5])}.",
+            "Put <scan>-seg.nii.gz beside each scan, or take these scans out of the folder.",
+        )
+    with ThreadPoolExecutor() as pool:
+        values = set().union(*pool.map(_truth_values, found.scans))
+    return TrainingScans(found.scans, label_table(values, spec))
+
+
+def split(scans: Sequence[Scan], held_out: float, seed: int) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
+    """Scans to train on and scans to hold out; all scans of a patient fall on one side.
+
+    Raises:
+        ScanRefused: ``E_TOO_FEW_SCANS`` with fewer than two patients.
+    """
+    patients = sorted({_patient(scan) for scan in scans})
+    if len(patients) < 2:
+        raise ScanRefused(
+            "E_TOO_FEW_SCANS",
+            f"{len(scans)} scans of {len(patients)} patient cannot be split.",
+            "Give the scans of two patients or more.",
+        )
+    shuffled = np.random.default_rng(seed).permutation(patients).tolist()
+    count = min(max(1, round(held_out * len(patients))), len(patients) - 1)
+    held = set(shuffled[:count])
+    return (
+        tuple(scan for scan in scans if _patient(scan) not in held),
+        tuple(scan for scan in scans if _patient(scan) in held),
+    )
+
+
+def prepare_examples(
+    source: TrainingScans,
+    scans: Sequence[Scan],
+    spec: ModelSpec,
+    cache: Path,
+    report: Callable[[int, int], None],
+) -> list[Example]:
+    """Bring scans onto the network's grid and keep them in ``cache``; what lies there is taken as it is.
+
+    ``report`` is told how many of how many are done.
+
+    Raises:
+        ScanRefused: where a scan or its truth cannot be used.
+    """
+    examples = []
+    for done, scan in enumerate(scans, start=1):
+        paths = cache / f"{scan.id}.npy", cache / f"{scan.id}.labels.npy"
+        if not all(path.exists() for path in paths):
+            volume = read(scan)
+            prepared = prepare(volume, spec)
+            labels = prepare_labels(source.truth(scan, volume.geometry), prepared.placement)
+            _store(paths[0], prepared.data)
+            _store(paths[1], labels)
+        data, labels = (np.load(path, mmap_mode="r") for path in paths)
+        examples.append(Example(scan.id, data, labels, _tumour_voxels(labels)))
+        report(done, len(scans))
+    return examples
+
+
+def draw_batch(
+    examples: Sequence[Example], spec: ModelSpec, config: TrainConfig, step: int, *, altered: bool = True
+) -> Batch:
+    """The batch of a step, ``altered`` by augmentation or not.
+
+    Every scan is seen once before any is seen again.
+    """
+    images, truths = [], []
+    for n in range(config.training.batch):
+        turn, place = divmod(step * config.training.batch + n, len(examples))
+        order = np.random.default_rng([config.seed, ORDER, turn]).permutation(len(examples))
+        rng = np.random.default_rng([config.seed, TILE, step, n])
+        image, labels = _draw_tile(examples[order[place]], config.data.tile, config.data.tumour, rng)
+        if altered:
+            image, labels = augment.apply(augment.draw(rng, image.shape[-1]), image, labels)
+        images.append(image)
+        truths.append(masks(labels, spec))
+    return np.stack(images), np.stack(truths)
+
+
+ORDER, TILE = 1, 2
+"""Streams of random numbers that must not meet."""
+
+TUMOUR_VOXELS = 2000
+"""Per label and scan: enough to centre tiles on, few enough to hold for thousands of scans."""
+
+
+def _draw_tile(
+    example: Example, tile: tuple[int, int, int], tumour: float, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], Labels]:
+    """A tile of an example, beyond whose grid is background 0, as in the runtime's ``tiles``."""
+    room = np.maximum(np.array(example.labels.shape) - tile, 0)
+    start = rng.integers(room + 1)
+    if rng.random() < tumour and len(example.tumour):
+        centre = example.tumour[rng.integers(len(example.tumour))]
+        start = np.clip(centre - np.array(tile) // 2, 0, room)
+    cut = tuple(slice(a, a + n) for a, n in zip(start, tile, strict=True))
+    image = np.zeros((*tile, example.data.shape[-1]), dtype=np.float32)
+    labels = np.zeros(tile, dtype=np.uint8)
+    i, j, k = example.labels[cut].shape
+    image[:i, :j, :k] = example.data[cut]
+    labels[:i, :j, :k] = example.labels[cut]
+    return image, labels
+
+
+def _tumour_voxels(labels: Labels) -> NDArray[np.intp]:
+    chosen = []
+    for value in np.unique(labels[labels > 0]):
+        where = np.flatnonzero(labels == value)
+        # Evenly spread; a small label repeats its voxels, so that every label weighs the same.
+        chosen.append(where[np.linspace(0, len(where) - 1, TUMOUR_VOXELS).astype(np.intp)])
+    flat = np.concatenate(chosen) if chosen else np.empty(0, np.intp)
+    return np.stack(np.unravel_index(flat, labels.shape), axis=-1)
+
+
+def _truth_values(scan: Scan) -> set[int]:
+    return set(np.unique(_read_truth(scan)[0]).tolist())
+
+
+def _read_truth(scan: Scan) -> tuple[Labels, Geometry]:
+    if scan.truth is None:
+        raise ScanRefused(
+            "E_TRUTH_MISSING", f"scan {scan.id} has no label image.", "Put <scan>-seg.nii.gz beside it."
+        )
+    return read_labels(scan.truth, scan.root)
+
+
+_BRATS = re.compile(r"(.*BraTS.*\D\d{5})[-_]\d{3}", re.IGNORECASE)
+
+
+def _patient(scan: Scan) -> str:
+    """Whose scan it is: BraTS 2023 names one patient's visits 00005-000, 00005-001."""
+    match = _BRATS.fullmatch(scan.id)
+    return match[1] if match else scan.id
+
+
+def _store(path: Path, array: NDArray[np.generic]) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    write_atomically(path, content.getvalue())

@@ -1,0 +1,64 @@
+"""How good a network is: whole scans, in their own space, through the pipeline that is deployed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from brainseg_runtime.overlap import dice
+from brainseg_runtime.scans import Scan, read
+from brainseg_runtime.segmenter import Segmenter
+from brainseg_runtime.spec import ModelSpec
+
+from brainseg_trainer.dataset import TrainingScans
+from brainseg_trainer.keras_engine import keras_engine
+
+__all__ = ["Score", "evaluate", "mean_dice", "metrics"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well one scan was segmented."""
+
+    scan: str
+    dice: Mapping[str, float]
+    """Region -> Dice; 1 where neither truth nor answer holds the region."""
+
+
+def evaluate(
+    network: keras.Model,
+    spec: ModelSpec,
+    source: TrainingScans,
+    scans: Sequence[Scan],
+    report: Callable[[int, int], None],
+) -> list[Score]:
+    """Score a Keras network on scans with truth; ``report`` is told how many of how many are done."""
+    scores = []
+    with Segmenter(spec, keras_engine(network)) as segmenter:
+        for done, scan in enumerate(scans, start=1):
+            volume = read(scan)
+            answer = segmenter.segment(volume)
+            truth = source.truth(scan, volume.geometry)
+            overlap = {
+                region.name: dice(answer.mask(region.name), np.isin(truth, region.labels))
+                for region in spec.regions
+            }
+            scores.append(Score(scan.id, overlap))
+            report(done, len(scans))
+    return scores
+
+
+def mean_dice(scores: Sequence[Score]) -> dict[str, float]:
+    """Region -> mean Dice over scans."""
+    return {region: float(np.mean([s.dice[region] for s in scores])) for region in scores[0].dice}
+
+
+def metrics(scores: Sequence[Score]) -> dict[str, Any]:
+    """Scores as ``metrics.json`` holds them."""
+    regions = list(scores[0].dice)
+    return {
+        "mean_dice": mean_dice(scores),
+        "median_dice": {r: float(np.median([s.dice[r] for s in scores])) for r in regions},
+        "scans": {score.scan: {"dice": dict(score.dice)} for score in scores},
+    }

@@ -1,0 +1,66 @@
+"""What a network is to learn: its inputs, its labels, its regions, and how truth images spell them."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.scans import ALIASES
+from brainseg_runtime.spec import Label, Modality, ModelSpec, Region
+from numpy.typing import NDArray
+
+from brainseg_trainer.config import TrainConfig
+
+__all__ = ["BRATS_WORDS", "glioma_spec", "label_table", "masks"]
+
+BRATS_WORDS = {"t1": "t1n", "t1c": "t1c", "t2": "t2w", "flair": "t2f"}
+"""Modality -> the word that BraTS 2023 has for it in file names."""
+
+
+def glioma_spec(config: TrainConfig, divisor: int) -> ModelSpec:
+    """The task of BraTS: four modalities in; whole tumour, tumour core and enhancing tumour out.
+
+    Raises:
+        BundleInvalid: ``E_SPEC`` where the tile is not a multiple of the network's divisor.
+    """
+    return ModelSpec(
+        name=config.name,
+        modalities=tuple(Modality(name, ALIASES[name]) for name in BRATS_WORDS),
+        reference="t1c",
+        labels=(Label(1, "NCR"), Label(2, "ED"), Label(3, "ET")),
+        regions=(Region("WT", (1, 2, 3)), Region("TC", (1, 3)), Region("ET", (3,))),
+        tile=config.data.tile,
+        divisor=(divisor, divisor, divisor),
+        spacing=config.data.spacing,
+        # Pieces below this size are mostly false, and none of them changes a plan.
+        min_volume_mm3=50.0,
+    )
+
+
+def label_table(values: Iterable[int], spec: ModelSpec) -> NDArray[np.uint8]:
+    """How truth images spell the spec's labels: a table (256,) from a voxel's value to the label.
+
+    ``values`` are all that occur in a whole data set. BraTS up to 2021 writes 4 for ET and never 3; where
+    both occur, 4 means something else and is refused.
+
+    Raises:
+        ScanRefused: ``E_LABELS`` for values that are no labels of the spec.
+    """
+    known = {0, *spec.label_names}
+    found = set(values)
+    table = np.arange(256, dtype=np.uint8)
+    if 4 in found and 3 not in found and 4 not in known and spec.label_names.get(3) == "ET":
+        table[4] = 3
+        found.remove(4)
+    if not found <= known:
+        raise ScanRefused(
+            "E_LABELS",
+            f"the truth images hold the values {sorted(found)}, the labels are "
+            f"{', '.join(f'{label.value} {label.name}' for label in spec.labels)}.",
+            "Give label images in the scheme of BraTS 2023, or of 2021 and before.",
+        )
+    return table
+
+
+def masks(labels: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float32]:
+    """One 0/1 mask per region of the spec: (...) -> (..., R)."""
+    return np.stack([np.isin(labels, region.labels) for region in spec.regions], axis=-1).astype(np.float32)
