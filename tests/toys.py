@@ -1,12 +1,11 @@
 """Small models and scans that the tests share: analytic, so that the right answer is known."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from brainseg_runtime.bundle import Bundle, Golden, write_bundle
 from brainseg_runtime.certificate import Certificate, Parity, TestScan
 from brainseg_runtime.engines.base import EngineIdentity
@@ -100,11 +99,17 @@ def toy_graph(spec: ModelSpec) -> bytes:
     return model.SerializeToString()
 
 
-def toy_certificate(graph: bytes, precision: str = "fp32", logits: float = 1e-6) -> Certificate:
-    """A certificate that covers ONNX Runtime on a graph."""
-    identity = EngineIdentity("ort", "CPUExecutionProvider", "cpu", precision, onnxruntime.__version__)
-    parity = Parity("model.onnx", hashlib.sha256(graph).hexdigest(), identity, logits, {"WT": 1.0}, "toy")
-    return Certificate("numpy", (TestScan("toy-0", {"WT": 1.0}),), (parity,))
+PROVIDERS = {"ort": "CPUExecutionProvider", "openvino": "CPU"}
+
+
+def toy_certificate(
+    graph: bytes, precision: str = "fp32", logits: float = 1e-6, engines: Iterable[str] = PROVIDERS
+) -> Certificate:
+    """A certificate that covers engines on a graph."""
+    digest = hashlib.sha256(graph).hexdigest()
+    identities = [EngineIdentity(name, PROVIDERS[name], "cpu", precision, "1") for name in engines]
+    parities = [Parity("model.onnx", digest, i, logits, {"WT": 1.0}, "toy") for i in identities]
+    return Certificate("numpy", (TestScan("toy-0", {"WT": 1.0}),), tuple(parities))
 
 
 def toy_bundle(folder: Path, spec: ModelSpec | None = None, **changes: object) -> Bundle:

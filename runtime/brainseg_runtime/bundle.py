@@ -18,10 +18,10 @@ from brainseg_runtime.spec import FORMAT, ModelSpec
 
 __all__ = ["GRAPHS", "Bundle", "Golden", "Precision", "write_bundle"]
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
-GRAPHS: Mapping[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
-"""The graph of each precision."""
+GRAPHS: Mapping[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "bf16": "model.onnx"}
+"""The graph of each precision; into bfloat16 an engine turns the FP32 graph by itself."""
 
 MANIFEST = "manifest.json"
 DIGEST = "manifest.sha256"

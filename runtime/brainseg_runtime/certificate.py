@@ -23,8 +23,12 @@ class Bounds:
     """Smallest allowed Dice of any region of any scan, against the Keras model's masks."""
 
 
-BOUNDS: Mapping[str, Bounds] = {"fp32": Bounds(1e-3, 0.9999), "fp16": Bounds(1e-1, 0.999)}
-"""Per precision. For fp16 the masks are the criterion; its logits are bounded to catch a broken graph."""
+BOUNDS: Mapping[str, Bounds] = {
+    "fp32": Bounds(1e-3, 0.9999),
+    "fp16": Bounds(1e-1, 0.999),
+    "bf16": Bounds(1.0, 0.999),
+}
+"""Per precision. Below fp32 the masks are the criterion; logits are bounded to catch a broken graph."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,17 @@ class Certificate:
 
     def find(self, graph_sha256: str, identity: EngineIdentity) -> Parity | None:
         """The measurement of this very graph on this engine, provider and precision, if there is one."""
-        for parity in self.parities:
-            if parity.graph_sha256 == graph_sha256 and (
-                parity.identity.engine,
-                parity.identity.provider,
-                parity.identity.precision,
-            ) == (identity.engine, identity.provider, identity.precision):
-                return parity
-        return None
+        measured = self.of(graph_sha256, identity.engine, identity.precision)
+        return next((parity for parity in measured if parity.identity.provider == identity.provider), None)
+
+    def of(self, graph_sha256: str, engine: str, precision: str) -> tuple[Parity, ...]:
+        """The measurements of this very graph on an engine in a precision, one a provider."""
+        return tuple(
+            parity
+            for parity in self.parities
+            if (parity.graph_sha256, parity.identity.engine, parity.identity.precision)
+            == (graph_sha256, engine, precision)
+        )
 
     def to_json(self) -> str:
         """The certificate as JSON text, each verdict and the bounds it was judged by written out."""

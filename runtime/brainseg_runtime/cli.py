@@ -42,10 +42,13 @@ def infer(
     model: Annotated[Path, typer.Option("--model", "-m", help="The bundle to run.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("out"),
     engine: Annotated[
-        Literal["auto", "ort"], typer.Option(help="A named engine is a demand; auto says what it took.")
+        Literal["auto", "openvino", "ort"],
+        typer.Option(help="A named engine is a demand; auto says what it took, and why."),
     ] = "auto",
     device: Annotated[str, typer.Option(help="Where to compute: cpu.")] = "cpu",
-    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Which graph of the bundle.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="As far as the bundle's certificate covers it.")
+    ] = "fp32",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the engine.", show_default="one a core")
     ] = None,
@@ -83,7 +86,7 @@ def infer(
     require(attachments)
     with load(model, engine, precision=precision, device=device, threads=threads, batch=batch) as segmenter:
         say = _speaker(as_json, quiet)
-        say({"event": "start", **segmenter.record()})
+        say({"event": "start", **segmenter.record(), "engine_choice": segmenter.why})
         found = find_scans(inputs, segmenter.spec)
         outcomes: list[Outcome] = []
         total = len(found.scans) + len(found.refused)
@@ -147,7 +150,7 @@ def _sentence(event: dict[str, Any]) -> str:
             engine = event["engine"]
             return (
                 f"model {event['model']['name']}, engine {engine['engine']} {engine['version']} "
-                f"({engine['provider']}, {engine['device']}, {engine['precision']}). "
+                f"({engine['provider']}, {engine['device']}, {engine['precision']}), {event['engine_choice']}. "
                 "Research use only, not a medical device."
             )
         case "done":

@@ -11,7 +11,7 @@ from typing import Any, Self
 from brainseg_runtime import selftest
 from brainseg_runtime.bundle import Bundle, Precision
 from brainseg_runtime.engines.base import Engine
-from brainseg_runtime.engines.choice import EngineName, open_engine
+from brainseg_runtime.engines.choice import EngineName, choose, open_engine
 from brainseg_runtime.labels import decide, drop_specks
 from brainseg_runtime.preprocess import prepare, restore
 from brainseg_runtime.spec import ModelSpec
@@ -25,13 +25,20 @@ class Segmenter(AbstractContextManager["Segmenter"]):
     """Segments scans with one model on one engine, and closes the engine when done."""
 
     def __init__(
-        self, spec: ModelSpec, engine: Engine, *, batch: int = 1, model: Mapping[str, str] | None = None
+        self,
+        spec: ModelSpec,
+        engine: Engine,
+        *,
+        batch: int = 1,
+        model: Mapping[str, str] | None = None,
+        why: str = "as given",
     ) -> None:
-        """``batch`` tiles are computed at a time; ``model`` names the model in the results' records."""
+        """``batch`` tiles are computed at a time; results say ``model``, and ``why`` it is this engine."""
         self.spec = spec
         self.engine = engine
         self.batch = batch
         self.model = dict(model or {"name": spec.name})
+        self.why = why
 
     def segment(self, volume: Volume) -> Segmentation:
         """Label every voxel of a scan, on the scan's own grid.
@@ -57,6 +64,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             scan=volume.scan,
             record={
                 **self.record(),
+                "engine_choice": self.why,
                 "inputs": [vars(source) for source in volume.sources],
                 "reference": self.spec.reference,
                 "seconds": dict(zip(("prepare", "infer", "restore"), seconds, strict=True)),
@@ -98,11 +106,12 @@ def load(
         EngineUnavailable: the engine or device is not to be had here.
     """
     bundle = Bundle.open(model)
-    opened = open_engine(bundle, engine, precision=precision, device=device, threads=threads)
+    choice = choose(bundle, engine, precision, device)
+    opened = open_engine(bundle, choice.engine, precision=precision, device=device, threads=threads)
     try:
         selftest.check(opened, bundle.golden())
     except BaseException:
         opened.close()
         raise
     identity = {"name": bundle.spec.name, "sha256": bundle.sha256}
-    return Segmenter(bundle.spec, opened, batch=batch, model=identity)
+    return Segmenter(bundle.spec, opened, batch=batch, model=identity, why=choice.why)

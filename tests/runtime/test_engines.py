@@ -4,7 +4,8 @@ import sys
 
 import numpy as np
 import pytest
-from brainseg_runtime.engines.choice import open_engine
+from brainseg_runtime.engines.choice import Choice, choose, open_engine
+from brainseg_runtime.engines.openvino import OpenvinoEngine
 from brainseg_runtime.engines.ort import OrtEngine
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable, UsageRefused
 from toys import toy_bundle, toy_certificate, toy_engine, toy_graph, toy_spec
@@ -15,7 +16,10 @@ ENGINES = {
     "function": lambda: toy_engine(SPEC),
     "ort": lambda: OrtEngine(toy_graph(SPEC), SPEC, "fp32"),
     "ort one thread": lambda: OrtEngine(toy_graph(SPEC), SPEC, "fp32", threads=1),
+    "openvino": lambda: OpenvinoEngine(toy_graph(SPEC), SPEC, "fp32"),
+    "openvino one thread": lambda: OpenvinoEngine(toy_graph(SPEC), SPEC, "fp32", threads=1),
 }
+SESSIONS = {"ort": OrtEngine, "openvino": OpenvinoEngine}
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-1}
 
 
@@ -77,9 +81,10 @@ def test_an_engine_says_what_it_runs_on(engine):
     assert all(vars(engine.identity).values())
 
 
-def test_a_closed_session_computes_nothing():
+@pytest.mark.parametrize("name", SESSIONS)
+def test_a_closed_session_computes_nothing(name):
     """After close an engine refuses, and closing again is harmless."""
-    engine = ENGINES["ort"]()
+    engine = ENGINES[name]()
     engine.close()
     engine.close()
     with pytest.raises(EngineUnavailable, match="closed"):
@@ -89,20 +94,50 @@ def test_a_closed_session_computes_nothing():
 def test_an_engine_that_cannot_run_is_refused_and_not_replaced(tmp_path, monkeypatch):
     """Another device, an absent package and an unknown name are each an error with a remedy."""
     bundle = toy_bundle(tmp_path / "toy")
-    with pytest.raises(EngineUnavailable, match="E_ENGINE_DEVICE"):
-        open_engine(bundle, "ort", device="cuda:0")
+    for name in ("ort", "openvino", "auto"):
+        with pytest.raises(EngineUnavailable, match="E_ENGINE_DEVICE"):
+            open_engine(bundle, name, device="cuda:0")
     with pytest.raises(UsageRefused, match="E_USAGE"):
         open_engine(bundle, "abacus")
+    with pytest.raises(UsageRefused, match=r"E_USAGE.*bf16"):
+        open_engine(bundle, "ort", precision="bf16")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(EngineUnavailable, match=r"pip install .brainseg-runtime\[openvino\]"):
+        open_engine(bundle, "openvino")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineUnavailable, match=r"pip install .brainseg-runtime\[cpu\]"):
         open_engine(bundle, "ort")
+    with pytest.raises(EngineUnavailable, match="E_ENGINE_MISSING"):
+        open_engine(bundle, "auto")
+
+
+def test_auto_takes_the_fastest_that_is_installed_and_certified_and_says_why(tmp_path, monkeypatch):
+    """OpenVINO where it may run; else ONNX Runtime, with the reason."""
+    bundle = toy_bundle(tmp_path / "both")
+    assert choose(bundle) == Choice("openvino", "the fastest on this device")
+    assert choose(bundle, "ort") == Choice("ort", "as asked for")
+    only = toy_certificate(toy_graph(SPEC), engines=("ort",)).to_json().encode()
+    half = toy_bundle(tmp_path / "ort", **{"certificate.json": only})
+    assert choose(half) == Choice("ort", "openvino is not covered by the bundle's certificate")
+    with pytest.raises(BundleInvalid, match=r"E_UNCERTIFIED.*does not cover openvino"):
+        open_engine(half, "openvino")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert choose(bundle) == Choice("ort", "openvino is not installed")
+    assert open_engine(bundle).identity.engine == "ort"
+
+
+def test_openvino_computes_in_what_it_was_told(tmp_path):
+    """FP32 to the last bit of a product that bfloat16 would round, whatever this CPU prefers."""
+    data = np.full((1, 4, 4, 4, 4), 1.00390625 + 2.0**-20, np.float32)
+    expected = toy_engine(SPEC).infer(data)
+    np.testing.assert_allclose(ENGINES["openvino"]().infer(data), expected, rtol=2e-6)
 
 
 def test_what_the_certificate_does_not_cover_does_not_run(tmp_path):
     """No measurement, or one beyond the bounds, and the engine stays shut."""
     bundle = toy_bundle(tmp_path / "toy")
     open_engine(bundle).close()
-    with pytest.raises(BundleInvalid, match=r"E_UNCERTIFIED.*does not cover"):
+    with pytest.raises(BundleInvalid, match=r"E_UNCERTIFIED.*not covered"):
         open_engine(bundle, precision="fp16")
     failed = toy_certificate(toy_graph(SPEC), logits=2e-3).to_json().encode()
     bundle = toy_bundle(tmp_path / "failed", **{"certificate.json": failed})
@@ -110,16 +145,16 @@ def test_what_the_certificate_does_not_cover_does_not_run(tmp_path):
         open_engine(bundle)
 
 
-def test_a_graph_that_is_not_the_specs_is_refused():
+@pytest.mark.parametrize("session", SESSIONS.values(), ids=SESSIONS)
+def test_a_graph_that_is_not_the_specs_is_refused(session):
     """Bytes that are no graph, or whose tensors are named otherwise, do not load."""
     with pytest.raises(BundleInvalid, match="E_BUNDLE_DAMAGED"):
-        OrtEngine(b"not a graph", SPEC, "fp32")
+        session(b"not a graph", SPEC, "fp32")
     with pytest.raises(BundleInvalid, match="E_SPEC"):
-        OrtEngine(toy_graph(SPEC), toy_spec(input_name="other"), "fp32")
+        session(toy_graph(SPEC), toy_spec(input_name="other"), "fp32")
 
 
-def test_an_engine_leaves_the_callers_arithmetic_alone():
+def test_an_engine_leaves_the_callers_arithmetic_alone(engine):
     """Opening and running an engine does not flush the host program's denormal numbers to zero."""
-    engine = ENGINES["ort"]()
     engine.infer(tiles())
     assert np.float32(1e-40) * np.float32(0.5) > 0

@@ -26,16 +26,21 @@ def test_the_same_mask_from_every_axis_order_and_flip(orientation):
     np.testing.assert_array_equal(orientation.undo(found.labels), expected)
 
 
-def test_a_bundle_and_its_network_give_one_mask(tmp_path):
-    """Loading from disk changes nothing: ONNX Runtime and numpy agree on the mask."""
+@pytest.mark.parametrize("engine", ["openvino", "ort"])
+def test_a_bundle_and_its_network_give_one_mask(tmp_path, engine):
+    """Loading from disk changes nothing: every engine and numpy agree on the mask."""
     bundle = toy_bundle(tmp_path / "toy")
     volume = toy_volume()
-    with load(bundle.folder) as segmenter, Segmenter(bundle.spec, toy_engine(bundle.spec)) as direct:
+    with (
+        load(bundle.folder, engine) as segmenter,
+        Segmenter(bundle.spec, toy_engine(bundle.spec)) as direct,
+    ):
         a, b = segmenter.segment(volume), direct.segment(volume)
         for region in ("WT", "TC", "ET"):
             assert dice(a.mask(region), b.mask(region)) > 0.999
         assert a.record["model"] == {"name": "toy", "sha256": bundle.sha256}
-        assert a.record["engine"]["provider"] == "CPUExecutionProvider"
+        assert a.record["engine"]["engine"] == engine
+        assert a.record["engine_choice"] == "as asked for"
         assert set(a.record["seconds"]) == {"prepare", "infer", "restore"}
 
 

@@ -16,13 +16,13 @@ class EngineIdentity:
     """What an engine really runs on, as found after it was opened, not as it was asked for."""
 
     engine: str
-    """``"ort"``, ``"keras"``, ..."""
+    """``"ort"``, ``"openvino"``, ``"keras"``, ..."""
     provider: str
     """The engine's own name for what computes, such as ``"CPUExecutionProvider"``."""
     device: str
     """``"cpu"`` or ``"cuda:0"``."""
     precision: str
-    """Of the graph: ``"fp32"`` or ``"fp16"``."""
+    """``"fp32"``, ``"fp16"`` or ``"bf16"``."""
     version: str
     """Of the engine's package."""
 
