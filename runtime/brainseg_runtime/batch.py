@@ -1,6 +1,5 @@
 """A folder of scans through one segmenter: read ahead, go on after a bad one, skip what is done."""
 
-import hashlib
 import resource
 import sys
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from brainseg_runtime.attachments import attachments_of
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
-from brainseg_runtime.files import open_regular
 from brainseg_runtime.outputs import (
     AttachmentKind,
     LabelScheme,
@@ -22,9 +20,8 @@ from brainseg_runtime.outputs import (
     write,
     write_table,
 )
-from brainseg_runtime.scans import Found, Scan, read
 from brainseg_runtime.segmenter import Segmenter
-from brainseg_runtime.volume import Source, Volume
+from brainseg_runtime.volume import Volume
 
 __all__ = ["Done", "Failed", "Outcome", "Skipped", "exit_status", "run"]
 
@@ -52,6 +49,32 @@ class Failed:
     error: BrainsegError
 
 
+class Readable(Protocol):
+    """A scan, wherever it comes from."""
+
+    @property
+    def id(self) -> str:
+        """What its results are called; it says nothing of the patient."""
+
+    def read(self) -> Volume:
+        """Read it, or raise ``ScanRefused``."""
+
+    def identity(self) -> dict[str, Any]:
+        """What a record must say that speaks of the same bytes, read the same way."""
+
+
+class Findings(Protocol):
+    """The scans of a run."""
+
+    @property
+    def scans(self) -> Sequence[Readable]:
+        """Those that are complete."""
+
+    @property
+    def refused(self) -> Mapping[str, BrainsegError]:
+        """Scan id -> why it is not among ``scans``."""
+
+
 Outcome = Done | Skipped | Failed
 Fetched = tuple[Volume, float] | Skipped
 
@@ -76,7 +99,7 @@ def run(
     expected = segmenter.record()
     expected["options"] = {**expected["options"], "label_scheme": label_scheme}
 
-    def fetch(scan: Scan) -> Fetched:
+    def fetch(scan: Readable) -> Fetched:
         started = time.perf_counter()
         if not overwrite and _stands(scan, folder, expected, attachments):
             return Skipped(scan.id)
@@ -135,8 +158,8 @@ def _segment(
 
 
 def _one_ahead(
-    reader: ThreadPoolExecutor, fetch: Callable[[Scan], Fetched], scans: tuple[Scan, ...]
-) -> Iterator[tuple[Scan, Future[Fetched]]]:
+    reader: ThreadPoolExecutor, fetch: Callable[[Readable], Fetched], scans: Sequence[Readable]
+) -> Iterator[tuple[Readable, Future[Fetched]]]:
     """Each scan with its reading under way, and the next one's queued behind it."""
     queue = deque(reader.submit(fetch, scan) for scan in scans[:1])
     for n, scan in enumerate(scans):
@@ -146,16 +169,11 @@ def _one_ahead(
 
 
 def _stands(
-    scan: Scan, folder: Path, expected: dict[str, object], attachments: Collection[AttachmentKind]
+    scan: Readable, folder: Path, expected: dict[str, object], attachments: Collection[AttachmentKind]
 ) -> bool:
     if not result_path(folder, scan.id, ".json").is_file():
         return False
-    sources = []
-    for file in scan.files:
-        with open_regular(file.path, scan.root) as content:
-            digest = hashlib.sha256(content.read()).hexdigest()
-        sources.append(vars(Source(file.modality, file.path.name, digest)))
-    return is_done(folder, scan.id, {**expected, "inputs": sources}, attachments)
+    return is_done(folder, scan.id, {**expected, **scan.identity()}, attachments)
 
 
 def _peak_memory_mb() -> float:
@@ -164,13 +182,13 @@ def _peak_memory_mb() -> float:
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
 
 
-def _no_memory(scan: Scan) -> BudgetExceeded:
+def _no_memory(scan: Readable) -> BudgetExceeded:
     return BudgetExceeded(
         "E_MEMORY", f"scan {scan.id} does not fit in memory.", "Give more memory, or a smaller --batch."
     )
 
 
-def _unexpected(scan: Scan, error: Exception) -> BrainsegError:
+def _unexpected(scan: Readable, error: Exception) -> BrainsegError:
     return BrainsegError(
         "E_UNEXPECTED", f"scan {scan.id}: {type(error).__name__}: {error}.", "Please report it."
     )

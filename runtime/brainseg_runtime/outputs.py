@@ -43,12 +43,17 @@ DISCLAIMER = "Research use only. Not a medical device."
 LabelScheme = Literal["brats2023", "brats2021", "regions"]
 """``brats2023``: the model's own labels, ET = 3. ``brats2021``: ET = 4. ``regions``: a 0/1 map a region."""
 
-AttachmentKind = Literal["probabilities", "preview", "gif", "report"]
+AttachmentKind = Literal[
+    "probabilities", "preview", "gif", "report", "dicom-seg", "dicom-labelmap", "dicom-sr"
+]
 ATTACHMENTS: Mapping[AttachmentKind, str] = {
     "probabilities": "_prob.nii.gz",
     "preview": "_seg.png",
     "gif": "_seg.gif",
     "report": "_report.html",
+    "dicom-seg": "_seg.dcm",
+    "dicom-labelmap": "_labelmap.dcm",
+    "dicom-sr": "_sr.dcm",
 }
 """What can be asked for beside mask and JSON, and how its file's name ends."""
 

@@ -1,26 +1,27 @@
 """Find the scans under a folder, one file per modality, and read them as volumes on one grid."""
 
+import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.errors import ScanRefused, UsageRefused
+from brainseg_runtime.files import open_regular
 from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.layouts import IMAGE, Claim, Group, groups_of
 from brainseg_runtime.names import ALIASES, Names
 from brainseg_runtime.nifti import StoredImage, open_image
+from brainseg_runtime.resample import GRID_MM, Moved, bring, record_of
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.volume import Source, Volume
 
-__all__ = ["ALIASES", "Found", "Match", "Scan", "ScanFile", "explain", "find_scans", "read"]
-
-GRID_MM = 0.1
-"""How far apart equal corners of two modalities may lie."""
+__all__ = ["ALIASES", "Found", "Match", "Scan", "ScanFile", "explain", "find_scans", "onto", "read"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,21 @@ class Scan:
     """The label image, if exactly one was found."""
     root: Path | None = None
     """The input folder, which links must not leave; None for files that were named one by one."""
+    resample: bool = False
+    """Whether modalities on other grids are brought onto the reference's; else they are refused."""
+
+    def read(self) -> Volume:
+        """As the function of that name."""
+        return read(self)
+
+    def identity(self) -> dict[str, Any]:
+        """What a record of this scan must say, so that it speaks of the same bytes read the same way."""
+        sources = []
+        for file in self.files:
+            with open_regular(file.path, self.root) as content:
+                digest = hashlib.sha256(content.read()).hexdigest()
+            sources.append(vars(Source(file.modality, file.path.name, digest)))
+        return {"inputs": sources, "reference": self.reference, "resample": self.resample}
 
 
 @dataclass(frozen=True)
@@ -107,8 +123,10 @@ def explain(found: Found, spec: ModelSpec) -> str:
     return "\n".join(lines)
 
 
-def read(scan: Scan) -> Volume:
+def read(scan: Scan, *, thin: bool = False) -> Volume:
     """Read every modality of a scan, (I, J, K, C) in Fortran order, on the reference's grid.
+
+    ``thin`` accepts scans of a few slices or one, which show no whole head.
 
     Raises:
         ScanRefused: with the code of the first check that a file does not pass;
@@ -118,22 +136,44 @@ def read(scan: Scan) -> Volume:
     reference = next(file.path for file in scan.files if file.modality == scan.reference)
 
     def load(file: ScanFile) -> StoredImage:
-        return open_image(file.path, scan.root, frames=file.index is not None)
+        return open_image(file.path, scan.root, frames=file.index is not None, thin=thin)
 
     # Inflating and decoding both leave Python, so that two threads take two thirds of one's time.
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="read") as pool:
         images = dict(zip(files, pool.map(load, files.values()), strict=True))
         grid = images[reference].geometry
-        _require_one_grid(scan.id, reference, {path: image.geometry for path, image in images.items()})
+        if not scan.resample:
+            _require_one_grid(scan.id, reference, {path: image.geometry for path, image in images.items()})
         data = np.empty((*grid.shape, len(scan.files)), np.float32, order="F")
 
-        def decode(c: int, file: ScanFile) -> None:
-            _require_frames(file, images[file.path].frames)
-            images[file.path].decode(data[..., c], file.index or 0)
+        def decode(c: int, file: ScanFile) -> Moved | None:
+            image = images[file.path]
+            _require_frames(file, image.frames)
+            return bring(
+                lambda out: image.decode(out, file.index or 0),
+                image.geometry,
+                grid,
+                data[..., c],
+                file.modality,
+            )
 
-        list(pool.map(decode, range(len(scan.files)), scan.files))
+        moved = list(pool.map(decode, range(len(scan.files)), scan.files))
     sources = [Source(file.modality, file.path.name, images[file.path].sha256) for file in scan.files]
-    return Volume(data, grid, scan.id, tuple(sources))
+    record = {"reference": scan.reference, "resample": scan.resample, **record_of(moved)}
+    return Volume(data, grid, scan.id, tuple(sources), record)
+
+
+def onto(found: Found, modality: str) -> Found:
+    """The same scans, to be read on the grid of a modality, with the others resampled onto it.
+
+    Raises:
+        UsageRefused: ``E_USAGE`` for a modality that the scans do not have.
+    """
+    for scan in found.scans:
+        if modality not in {file.modality for file in scan.files}:
+            raise UsageRefused("E_USAGE", f"{modality} is no modality of the model.", "Name one that is.")
+    scans = tuple(replace(scan, reference=modality, resample=True) for scan in found.scans)
+    return replace(found, scans=scans)
 
 
 def _by_folder(inputs: Iterable[Path], loose: list[Claim]) -> dict[tuple[Path, Path | None], list[Path]]:

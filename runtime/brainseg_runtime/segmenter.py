@@ -67,6 +67,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
                 "engine_choice": self.why,
                 "inputs": [vars(source) for source in volume.sources],
                 "reference": self.spec.reference,
+                **volume.record,
                 "seconds": dict(zip(("prepare", "infer", "restore"), seconds, strict=True)),
             },
         )

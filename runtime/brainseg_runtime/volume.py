@@ -33,6 +33,8 @@ class Volume:
     """The reference modality's grid."""
     scan: str = "scan"
     sources: tuple[Source, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """How it came about, as far as the scan's JSON tells: which grid, what was resampled."""
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or self.data.shape[:3] != self.geometry.shape:
@@ -57,6 +59,8 @@ class Segmentation:
     scan: str = "scan"
     record: Mapping[str, Any] = field(default_factory=dict)
     """What ran, on what, for how long: everything that the scan's JSON says beside the volumes."""
+    probabilities: NDArray[np.uint8] | None = field(default=None, repr=False)
+    """(I, J, K, R): the probability of every region, in the order of ``regions``, 0..255 for 0..1."""
 
     def __post_init__(self) -> None:
         if self.labels.shape != self.geometry.shape or self.labels.dtype != np.uint8:

@@ -214,7 +214,7 @@ def _plain(header: Dataset, keyword: str) -> object:
     """A field of a header that may not even be decodable; None if it is absent, empty or damaged."""
     try:
         value: object = header.get(keyword)
-    except Exception:  # a damaged field is as good as none
+    except Exception:  # noqa: BLE001 - a damaged field is as good as none
         return None
     return value
 
