@@ -7,6 +7,7 @@ from typing import Any
 
 from brainseg_runtime.errors import EngineUnavailable
 from brainseg_runtime.files import write_atomically
+from brainseg_runtime.nifti import write_labels
 from brainseg_runtime.outputs import ATTACHMENTS, Attachment, AttachmentKind
 from brainseg_runtime.preview import draw_preview, shown_modalities
 from brainseg_runtime.spec import ModelSpec
@@ -36,13 +37,27 @@ def attachments_of(
     kinds: Collection[AttachmentKind], volume: Volume, segmentation: Segmentation, spec: ModelSpec
 ) -> list[Attachment]:
     """The attachments of one result, in the order of ``ATTACHMENTS``."""
-    if not kinds:
-        return []
-    head = scene(volume, segmentation, spec)
-    makers: dict[AttachmentKind, Callable[[Contents], bytes]] = {
-        "preview": lambda _: draw_preview(head, segmentation, shown_modalities(spec)),
-    }
-    return [Attachment(kind, _saver(makers[kind])) for kind in ATTACHMENTS if kind in kinds]
+    attachments = [_maps(segmentation)] if "probabilities" in kinds else []
+    drawn = [kind for kind in ATTACHMENTS if kind in kinds and kind != "probabilities"]
+    if drawn:
+        head = scene(volume, segmentation, spec)
+        makers: dict[AttachmentKind, Callable[[Contents], bytes]] = {
+            "preview": lambda _: draw_preview(head, segmentation, shown_modalities(spec)),
+        }
+        attachments += [Attachment(kind, _saver(makers[kind])) for kind in drawn]
+    return attachments
+
+
+def _maps(segmentation: Segmentation) -> Attachment:
+    """The region maps as a NIfTI of four dimensions."""
+    maps = segmentation.probabilities
+    if maps is None:
+        raise ValueError("the segmentation was made without probabilities")
+    return Attachment(
+        "probabilities",
+        lambda path, _: write_labels(path, maps, segmentation.geometry),
+        {"maps": list(segmentation.regions), "scale": "0..255 is probability 0..1"},
+    )
 
 
 def _saver(make: Callable[[Contents], bytes]) -> Callable[[Path, Contents], None]:

@@ -146,7 +146,7 @@ def _segment(
     scheme: LabelScheme,
     kinds: Collection[AttachmentKind],
 ) -> Done:
-    segmentation = segmenter.segment(volume)
+    segmentation = segmenter.segment(volume, probabilities="probabilities" in kinds)
     record = dict(segmentation.record)
     record["seconds"] = {"read": round(seconds, 4), **record["seconds"]}
     record["peak_memory_mb"] = _peak_memory_mb()

@@ -57,7 +57,12 @@ def infer(
         Literal["brats2023", "brats2021", "regions"],
         typer.Option(help="ET = 3, ET = 4, or one 0/1 map a region."),
     ] = "brats2023",
-    preview: Annotated[bool, typer.Option("--preview", help="Draw a PNG of every result.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Picture: three planes through the largest lesion.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Map of every region's probability, 0..255.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans that are done.")] = False,
     explain_matching: Annotated[
         bool, typer.Option("--explain-matching", help="Only say which file is taken for what, and why.")
@@ -81,7 +86,7 @@ def infer(
         spec = Bundle.open(model).spec
         typer.echo(explain(find_scans(inputs, spec), spec))
         return
-    asked: dict[AttachmentKind, bool] = {"preview": preview}
+    asked: dict[AttachmentKind, bool] = {"probabilities": probabilities, "preview": preview}
     attachments = [kind for kind, wanted in asked.items() if wanted]
     require(attachments)
     with load(model, engine, precision=precision, device=device, threads=threads, batch=batch) as segmenter:

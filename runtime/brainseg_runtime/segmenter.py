@@ -3,17 +3,19 @@
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import partial
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 from brainseg_runtime import selftest
 from brainseg_runtime.bundle import Bundle, Precision
+from brainseg_runtime.certainty import Survey
 from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.engines.choice import EngineName, choose, open_engine
-from brainseg_runtime.labels import decide, drop_specks
+from brainseg_runtime.labels import drop_specks
 from brainseg_runtime.preprocess import prepare, restore
+from brainseg_runtime.quality import quality_flags
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import predict
 from brainseg_runtime.volume import Segmentation, Volume
@@ -32,16 +34,21 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         batch: int = 1,
         model: Mapping[str, str] | None = None,
         why: str = "as given",
+        max_memory: int | None = None,
     ) -> None:
-        """``batch`` tiles are computed at a time; results say ``model``, and ``why`` it is this engine."""
+        """``batch`` tiles are computed at a time; results say ``model``, and ``why`` it is this engine.
+
+        ``max_memory`` in bytes, by default the machine's: a scan that would take more is refused.
+        """
         self.spec = spec
         self.engine = engine
         self.batch = batch
         self.model = dict(model or {"name": spec.name})
         self.why = why
+        self.max_memory = max_memory
 
-    def segment(self, volume: Volume) -> Segmentation:
-        """Label every voxel of a scan, on the scan's own grid.
+    def segment(self, volume: Volume, *, probabilities: bool = False) -> Segmentation:
+        """Label every voxel of a scan, on the scan's own grid; keep region maps if asked to.
 
         Raises:
             ScanRefused: see ``preprocess.prepare``.
@@ -49,36 +56,52 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         """
         clock = [time.perf_counter()]
         prepared = prepare(volume, self.spec)
+        planned = self.plan(prepared.placement)
         clock.append(time.perf_counter())
-        logits = predict(prepared.data, self.engine, self.spec, self.batch)
+        logits = predict(prepared.data, self.engine, self.spec, self.batch, planned.tiling)
         clock.append(time.perf_counter())
-        labels = restore(logits, prepared.placement, partial(decide, spec=self.spec))
+        survey = Survey(self.spec, keep_maps=probabilities)
+        labels = restore(logits, prepared.placement, survey)
         labels = drop_specks(labels, self.spec, volume.geometry.voxel_volume)
         clock.append(time.perf_counter())
         seconds = [round(b - a, 4) for a, b in pairwise(clock)]
-        return Segmentation(
+        segmentation = Segmentation(
             labels=labels,
             geometry=volume.geometry,
             names=self.spec.label_names,
             regions=self.spec.region_labels,
             scan=volume.scan,
+            probabilities=survey.maps(prepared.placement),
             record={
                 **self.record(),
                 "engine_choice": self.why,
+                "plan": planned.record(),
                 "inputs": [vars(source) for source in volume.sources],
                 "reference": self.spec.reference,
                 **volume.record,
                 "seconds": dict(zip(("prepare", "infer", "restore"), seconds, strict=True)),
             },
         )
+        ranges = survey.ranges(volume.geometry.voxel_volume)
+        flags = quality_flags(segmentation, ranges, prepared.placement, self.spec)
+        told = {
+            "volume_ranges_ml": {k: vars(v) for k, v in ranges.items()},
+            "flags": [vars(f) for f in flags],
+        }
+        return replace(segmentation, record={**segmentation.record, **told})
 
     def record(self) -> dict[str, Any]:
         """What every result of this segmenter has in common: the model, the engine, the options."""
         return {
             "model": self.model,
             "engine": vars(self.engine.identity),
-            "options": {"batch": self.batch},
+            "options": {"batch": self.batch, "scheme": self.spec.scheme, **self._tiles()},
         }
+
+    def _tiles(self) -> dict[str, Any]:
+        if self.spec.scheme == "whole":
+            return {}
+        return {"tile": list(self.spec.tile), "overlap": self.spec.overlap}
 
     def close(self) -> None:
         """Close the engine."""
@@ -99,14 +122,22 @@ def load(
     device: str = "cpu",
     threads: int | None = None,
     batch: int = 1,
+    tile: int | None = None,
+    overlap: float | None = None,
+    max_memory: int | None = None,
 ) -> Segmenter:
     """Open a bundle, check every byte of it, open an engine, and prove the engine on the golden tile.
 
+    ``tile`` (voxels a side) or ``overlap`` (a fraction) put blended tiles in place of the spec's scheme;
+    ``max_memory`` in bytes.
+
     Raises:
+        UsageRefused: ``E_USAGE`` for a tile or an overlap that the model cannot have.
         BundleInvalid: the bundle is damaged, uncertified for the engine, or fails its self-test.
         EngineUnavailable: the engine or device is not to be had here.
     """
     bundle = Bundle.open(model)
+    spec = _retiled(bundle.spec, tile, overlap)
     choice = choose(bundle, engine, precision, device)
     opened = open_engine(bundle, choice.engine, precision=precision, device=device, threads=threads)
     try:
@@ -115,4 +146,20 @@ def load(
         opened.close()
         raise
     identity = {"name": bundle.spec.name, "sha256": bundle.sha256}
-    return Segmenter(bundle.spec, opened, batch=batch, model=identity, why=choice.why)
+    return Segmenter(spec, opened, batch=batch, model=identity, why=choice.why, max_memory=max_memory)
+
+
+def _retiled(spec: ModelSpec, tile: int | None, overlap: float | None) -> ModelSpec:
+    """The spec with tiles of another size or overlap; what the model was trained with stays as it is."""
+    if tile is None and overlap is None:
+        return spec
+    try:
+        return replace(
+            spec,
+            scheme="tiles",
+            halo=0,
+            tile=spec.tile if tile is None else (tile, tile, tile),
+            overlap=spec.overlap if overlap is None else overlap,
+        )
+    except BundleInvalid as error:
+        raise UsageRefused("E_USAGE", error.received, "Give another --tile or --overlap.") from error
