@@ -138,15 +138,17 @@ def read_image(path: Path, root: Path | None = None, *, frames: bool = False) ->
     return Image(data if frames else data[..., 0], stored.geometry, stored.sha256, stored.file)
 
 
-def read_labels(path: Path, root: Path | None = None) -> tuple[NDArray[np.uint8], Geometry]:
+def read_labels(
+    path: Path, root: Path | None = None, *, thin: bool = False
+) -> tuple[NDArray[np.uint8], Geometry]:
     """Read a label image: uint8 (I, J, K), Fortran order, and its grid.
 
-    A constant image is accepted, for an empty truth is an answer.
+    A constant image is accepted, for an empty truth is an answer; ``thin`` as for ``open_image``.
 
     Raises:
         ScanRefused: ``E_LABELS`` if values are not integers in 0..255, else as ``read_image``.
     """
-    stored = open_image(path, root)
+    stored = open_image(path, root, thin=thin)
     values = np.empty(stored.geometry.shape, np.float32, order="F")
     stored.decode(values, intensities=False)
     labels = np.rint(values)
@@ -161,9 +163,12 @@ def read_labels(path: Path, root: Path | None = None) -> tuple[NDArray[np.uint8]
     return labels.astype(np.uint8), stored.geometry
 
 
-def open_image(path: Path, root: Path | None = None, *, frames: bool = False) -> StoredImage:
+def open_image(
+    path: Path, root: Path | None = None, *, frames: bool = False, thin: bool = False
+) -> StoredImage:
     """Check a file's header and inflate its bytes to their very end, checksum included.
 
+    ``thin`` accepts an axis of fewer voxels than a head has, down to the one of a single slice.
     What a file claims is not allocated before its size makes the claim possible.
 
     Raises:
@@ -177,7 +182,7 @@ def open_image(path: Path, root: Path | None = None, *, frames: bool = False) ->
             raise _refuse("E_TOO_BIG", path.name, f"has {size} bytes", "Give the MRI of one head.")
         content = Content(file, path.name)
         header = _read_header(content)
-        shape = _check_shape(header, path.name, frames)
+        shape = _check_shape(header, path.name, frames, thin)
         dtype = _check_dtype(header, path.name)
         scaling = _check_scaling(header, path.name)
         geometry = _check_placement(header, (shape[0], shape[1], shape[2]), path.name)
@@ -235,7 +240,7 @@ def _read_header(content: Content) -> Nifti1Header:
     return header(bytes(view[:size]), order, check=False)
 
 
-def _check_shape(header: Nifti1Header, name: str, frames: bool) -> tuple[int, int, int, int]:
+def _check_shape(header: Nifti1Header, name: str, frames: bool, thin: bool) -> tuple[int, int, int, int]:
     """(I, J, K, T) voxels; T is 1 unless ``frames``."""
     dims = [int(n) for n in header["dim"]]
     shape = dims[1 : dims[0] + 1] if 1 <= dims[0] <= 7 else []
@@ -243,14 +248,16 @@ def _check_shape(header: Nifti1Header, name: str, frames: bool) -> tuple[int, in
         shape.pop()
     if len(shape) == 3:
         shape.append(1)
-    if len(shape) != 4 or 1 in shape[:3] or (shape[3] != 1 and not frames):
+    flat = 1 in shape[:3] and not thin
+    if len(shape) != 4 or flat or (shape[3] != 1 and not frames):
         raise _refuse(
             "E_NDIM",
             name,
             f"has the dimensions {tuple(dims[1:])} with {dims[0]} in use",
             "Give a three-dimensional image.",
         )
-    if not all(MIN_DIM <= n <= MAX_DIM for n in shape[:3]) or shape[3] < 1:
+    smallest = sorted(shape[:3])[1 if thin else 0]
+    if smallest < MIN_DIM or min(shape) < 1 or max(shape[:3]) > MAX_DIM:
         raise _refuse(
             "E_DIMS",
             name,
