@@ -1,4 +1,4 @@
-"""``brainseg-train``: synthetic scans, a training run, its scores and its pictures.
+"""``brainseg-train``: data sets, a training run, its scores and its pictures.
 
 Keras and TensorFlow take seconds to import, so each verb imports what it needs, and ``--help`` answers
 at once.
@@ -13,7 +13,9 @@ from brainseg_runtime.console import end_with
 
 __all__ = ["main"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+# Plain help: rich would take longer to import than all the rest.
+PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+app = typer.Typer(no_args_is_help=True, **PLAIN)
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
 DataPath = Annotated[
@@ -120,6 +122,89 @@ def figures(run: RunPath) -> None:
     path = folder.figures / "curves.png"
     draw_curves(folder.read_history(), path)
     typer.echo(path)
+
+
+@app.command()
+def score(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A folder of <scan>_seg.nii.gz.", show_default=False)
+    ],
+    truth: Annotated[
+        Path,
+        typer.Argument(metavar="TRUTH", help="A folder of scans with truth, or labels.", show_default=False),
+    ],
+    spec: Annotated[
+        Path | None, typer.Option(help="The model's spec.json.", show_default="WT, TC, ET of glioma")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all measures and their summaries.")
+    ] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a row per scan and region.")] = None,
+) -> None:
+    """Compare masks with the truth: a table of Dice; distances, lesions and volumes with --json or --csv.
+
+    Exit status: 0 done, 2 usage, 3 a mask or a truth does not do, 7 output not writable.
+    """
+    from brainseg_runtime.files import write_atomically
+
+    from brainseg_trainer.progress import Progress
+    from brainseg_trainer.scoring.folder import find_answers, find_truths, score_folder
+    from brainseg_trainer.scoring.tables import page, to_csv, to_json
+    from brainseg_trainer.task import read_spec
+
+    task = read_spec(spec)
+    answers = find_answers(out)
+    progress = Progress()
+    scores = score_folder(
+        answers, find_truths(truth, task), task, lambda done, total: progress("scoring scans", done, total)
+    )
+    if json_file:
+        write_atomically(json_file, to_json(scores).encode())
+    if csv_file:
+        write_atomically(csv_file, to_csv(scores).encode())
+    typer.echo(page(answers, scores))
+
+
+figshare_app = typer.Typer(no_args_is_help=True, help="The slices of figshare 1512427.", **PLAIN)
+app.add_typer(figshare_app, name="figshare")
+
+
+@figshare_app.command("import")
+def figshare_import(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="The folder of .mat files or zips, or one zip.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)],
+    planes: Annotated[
+        Path | None, typer.Option(help="A CSV with the columns number and plane, where you know planes.")
+    ] = None,
+) -> None:
+    """Write slices as scans with truth, stacked where neighbours lie in one plane; geometry is nominal.
+
+    Exit status: 0 all 3064 imported, 2 usage, 3 nothing to import or folds that part a patient, 4 some
+    slices are damaged or missing, the rest imported, 7 output not writable.
+    """
+    from brainseg_trainer.figshare import import_slices, read_planes
+    from brainseg_trainer.progress import Progress
+
+    known = read_planes(planes) if planes else {}
+    result = import_slices(source, output, known, Progress())
+    for name, refusal in result.refused.items():
+        typer.echo(f"{name}: {refusal}", err=True)
+    for name in result.foreign:
+        typer.echo(f"{name}: no file of figshare 1512427", err=True)
+    for remark in result.remarks:
+        typer.echo(remark, err=True)
+    slices = sum(len(stack.numbers) for stack in result.stacks)
+    patients = len({stack.patient for stack in result.stacks})
+    typer.echo(
+        f"{slices} slices of {patients} patients in {len(result.stacks)} scans in {output}; "
+        f"{len(result.refused)} files refused, {len(result.missing)} slices missing. Geometry is nominal."
+    )
+    raise typer.Exit(0 if result.is_whole else 4)
 
 
 def _print_dice(scores: dict[str, Any], what: str) -> None:

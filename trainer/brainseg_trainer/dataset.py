@@ -17,7 +17,8 @@ from brainseg_runtime.files import write_atomically
 from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.nifti import read_labels
 from brainseg_runtime.preprocess import prepare, prepare_labels
-from brainseg_runtime.scans import GRID_MM, Scan, find_scans, read
+from brainseg_runtime.resample import GRID_MM
+from brainseg_runtime.scans import Scan, find_scans, read
 from brainseg_runtime.spec import ModelSpec
 from numpy.typing import NDArray
 

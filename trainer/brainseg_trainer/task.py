@@ -1,16 +1,17 @@
 """What a network is to learn: its inputs, its labels, its regions, and how truth images spell them."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
-from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.errors import ScanRefused, UsageRefused
 from brainseg_runtime.scans import ALIASES
 from brainseg_runtime.spec import Label, Modality, ModelSpec, Region
 from numpy.typing import NDArray
 
-from brainseg_trainer.config import TrainConfig
+from brainseg_trainer.config import TrainConfig, load
 
-__all__ = ["BRATS_WORDS", "glioma_spec", "label_table", "masks"]
+__all__ = ["BRATS_WORDS", "glioma_spec", "label_table", "masks", "read_spec"]
 
 BRATS_WORDS = {"t1": "t1n", "t1c": "t1c", "t2": "t2w", "flair": "t2f"}
 """Modality -> the word that BraTS 2023 has for it in file names."""
@@ -34,6 +35,23 @@ def glioma_spec(config: TrainConfig, divisor: int) -> ModelSpec:
         # Pieces below this size are mostly false, and none of them changes a plan.
         min_volume_mm3=50.0,
     )
+
+
+def read_spec(path: Path | None) -> ModelSpec:
+    """The specification in a file, or that of BraTS' task where there is none.
+
+    Raises:
+        UsageRefused: ``E_USAGE`` for a file that cannot be read.
+        BundleInvalid: ``E_BUNDLE_FORMAT``, ``E_SPEC``.
+    """
+    if path is None:
+        return glioma_spec(load("glioma"), 1)
+    try:
+        return ModelSpec.from_json(path.read_bytes())
+    except OSError as error:
+        raise UsageRefused(
+            "E_USAGE", f"{path} cannot be read: {error}.", "Name a run's spec.json."
+        ) from error
 
 
 def label_table(values: Iterable[int], spec: ModelSpec) -> NDArray[np.uint8]:

@@ -4,15 +4,18 @@ The files say neither plane nor position. What they show is that slices of one p
 row, and that neighbours in one plane look alike: a stack is a run of numbers that no leap interrupts.
 """
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from brainseg_runtime.errors import UsageRefused
 from numpy.typing import NDArray
 
 from brainseg_trainer.figshare.slices import Slice
 
-__all__ = ["Look", "Stack", "look_at", "stacks"]
+__all__ = ["Look", "Stack", "likeness", "look_at", "read_planes", "stacks"]
 
 THUMB = 64
 """Pixels along the side of the small picture that slices are compared by."""
@@ -84,6 +87,23 @@ def stacks(looks: Sequence[Look], planes: Mapping[int, str]) -> list[Stack]:
         else:
             runs.append([look])
     return [_stack(run, planes) for run in runs]
+
+
+def read_planes(path: Path) -> dict[int, str]:
+    """Number -> plane, from a CSV with the columns ``number`` and ``plane``.
+
+    Raises:
+        UsageRefused: ``E_USAGE``.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return {int(row["number"]): row["plane"].strip() for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UsageRefused(
+            "E_USAGE",
+            f"{path} is no table of planes: {type(error).__name__}: {error}.",
+            "Give a CSV with the columns number and plane.",
+        ) from error
 
 
 def likeness(one: Look, other: Look) -> float:

@@ -12,7 +12,8 @@ from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.layouts import IMAGE
 from brainseg_runtime.names import Names
 from brainseg_runtime.nifti import read_labels
-from brainseg_runtime.scans import GRID_MM, find_scans
+from brainseg_runtime.resample import GRID_MM
+from brainseg_runtime.scans import find_scans
 from brainseg_runtime.spec import ModelSpec
 from numpy.typing import NDArray
 
