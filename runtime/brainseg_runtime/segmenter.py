@@ -13,8 +13,10 @@ from brainseg_runtime.bundle import Bundle, Precision
 from brainseg_runtime.certainty import Survey
 from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.engines.choice import EngineName, choose, open_engine
+from brainseg_runtime.errors import BundleInvalid, UsageRefused
 from brainseg_runtime.labels import drop_specks
-from brainseg_runtime.preprocess import prepare, restore
+from brainseg_runtime.memory import Plan, plan
+from brainseg_runtime.preprocess import Placement, prepare, restore
 from brainseg_runtime.quality import quality_flags
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import predict
@@ -47,11 +49,27 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         self.why = why
         self.max_memory = max_memory
 
+    def plan(self, placement: Placement) -> Plan:
+        """How a scan would be computed, and the memory that this would take.
+
+        Raises:
+            BudgetExceeded: ``E_MEMORY``.
+        """
+        return plan(
+            placement.grid,
+            placement.scan.shape,
+            self.spec,
+            self.engine.identity.engine,
+            batch=self.batch,
+            limit=self.max_memory,
+        )
+
     def segment(self, volume: Volume, *, probabilities: bool = False) -> Segmentation:
         """Label every voxel of a scan, on the scan's own grid; keep region maps if asked to.
 
         Raises:
             ScanRefused: see ``preprocess.prepare``.
+            BudgetExceeded: ``E_MEMORY``, before anything is computed.
             EngineUnavailable: ``E_ENGINE_FAILED``.
         """
         clock = [time.perf_counter()]

@@ -14,6 +14,7 @@ FORMAT = 1
 
 Activation = Literal["sigmoid", "softmax"]
 Normalisation = Literal["zscore", "none"]
+Scheme = Literal["tiles", "whole"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ class ModelSpec:
     orientation: Literal["RAS"] = "RAS"
     overlap: float = 0.5
     """Fraction of a tile that neighbouring tiles share along each axis."""
+    scheme: Scheme = "tiles"
+    """``tiles``: overlapping ones, blended. ``whole``: the head in one pass, for networks whose answer at a
+    voxel does not depend on how much is seen around it, so none with statistics of their own input."""
+    halo: int = 0
+    """``whole`` only: voxels around a part of the head that must be seen with it, so that its answer is that
+    of the whole within the bound of FP32; found by measurement at export. 0 where not known."""
+    working_bytes: int = 0
+    """Bytes of activations that one pass holds at its peak, per voxel of its input; 0 where not known."""
     normalisation: Normalisation = "zscore"
     """``zscore``: per modality over the brain, background 0. ``none``: intensities as they are."""
     min_volume_mm3: float = 0.0
@@ -107,6 +116,10 @@ class ModelSpec:
             problems.append(f"unknown activation {self.activation!r}")
         if self.normalisation not in get_args(Normalisation):
             problems.append(f"unknown normalisation {self.normalisation!r}")
+        if self.scheme not in get_args(Scheme):
+            problems.append(f"unknown scheme {self.scheme!r}")
+        if self.halo < 0 or self.working_bytes < 0 or (self.halo and self.scheme != "whole"):
+            problems.append("halo and working_bytes are not negative, and a halo belongs to the scheme whole")
         if self.orientation != "RAS":
             problems.append(f"orientation is RAS, received {self.orientation!r}")
         if self.activation == "sigmoid":

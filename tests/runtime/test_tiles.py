@@ -72,3 +72,54 @@ def test_the_middle_of_a_tile_counts_more_than_its_edge():
     assert logits[0] == pytest.approx(1.0)
     assert logits[-1] == pytest.approx(2.0)
     assert np.all(np.diff(logits) >= -1e-6)
+
+
+@settings(max_examples=25)
+@given(st.tuples(*[st.integers(1, 40)] * 3))
+def test_one_pass_and_tiles_agree_for_a_voxelwise_network(shape):
+    """The schemes are two ways to the same answer where the network looks at single voxels."""
+    tiles, whole = toy_spec(), toy_spec(scheme="whole")
+    data = np.random.default_rng(1).normal(size=(*shape, 4)).astype(np.float32)
+    seen = []
+
+    def function(batch):
+        seen.append(batch.shape)
+        return batch[..., :3] * 2
+
+    expected = predict(data, toy_engine(tiles), tiles)
+    np.testing.assert_allclose(predict(data, toy_engine(whole), whole), expected, atol=1e-4)
+    predict(data, toy_engine(whole, function), whole)
+    assert len(seen) == 1
+    assert all(n % 4 == 0 and n - 4 < size <= n for n, size in zip(seen[0][1:4], shape, strict=True))
+
+
+def neighbourhood(tiles):
+    """A network of stride 2 that sees 3 voxels to either side: block means, spread to their neighbours."""
+    n, i, j, k, _ = tiles.shape
+    blocks = tiles[..., :3].reshape(n, i // 2, 2, j // 2, 2, k // 2, 2, 3).mean(axis=(2, 4, 6))
+    padded = np.pad(blocks, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
+    spread = padded[:, :-2, :-2, :-2] + 2 * padded[:, 1:-1, 1:-1, 1:-1] - padded[:, 2:, 2:, 2:]
+    return spread.repeat(2, axis=1).repeat(2, axis=2).repeat(2, axis=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(*[st.integers(1, 50)] * 3), st.integers(2, 9))
+def test_slabs_with_a_halo_give_what_one_pass_gives(shape, count):
+    """A halo as wide as the network sees makes the cut invisible, wherever it falls."""
+    spec = toy_spec(scheme="whole", halo=3)
+    tiling = Tiling.slabs(shape, spec, count)
+    data = np.random.default_rng(2).normal(size=(*shape, 4)).astype(np.float32)
+    engine = toy_engine(spec, neighbourhood)
+    cut = predict(data, engine, spec, tiling=tiling)
+    np.testing.assert_allclose(cut, predict(data, engine, spec), atol=1e-6)
+    assert len(tiling) <= count
+    assert all(n % 4 == 0 for n in tiling.tile)
+
+
+def test_slabs_without_a_halo_show_their_seams():
+    """The test above can fail: a halo that is too thin is seen."""
+    spec = toy_spec(scheme="whole", halo=0)
+    data = np.random.default_rng(2).normal(size=(32, 8, 8, 4)).astype(np.float32)
+    engine = toy_engine(spec, neighbourhood)
+    cut = predict(data, engine, spec, tiling=Tiling.slabs((32, 8, 8), spec, 2))
+    assert not np.allclose(cut, predict(data, engine, spec), atol=1e-2)

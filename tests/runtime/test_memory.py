@@ -1,0 +1,78 @@
+"""Memory is known before it is taken, and decides how a scan is computed, never what is computed."""
+
+import numpy as np
+import pytest
+from brainseg_runtime.errors import BudgetExceeded
+from brainseg_runtime.memory import MEGABYTE, machine_memory, plan
+from brainseg_runtime.segmenter import Segmenter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import toy_engine, toy_spec, toy_volume
+
+WHOLE = toy_spec(scheme="whole", halo=4, working_bytes=500)
+SCAN = (240, 240, 155)
+
+
+@given(st.tuples(*[st.integers(8, 200)] * 3), st.integers(1, 40))
+def test_more_voxels_never_take_less(grid, more):
+    """The plan's memory grows with the grid."""
+    bigger = (grid[0] + more, grid[1], grid[2])
+    assert plan(bigger, SCAN, WHOLE, "openvino").bytes >= plan(grid, SCAN, WHOLE, "openvino").bytes
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.tuples(*[st.integers(8, 200)] * 3), st.floats(0.5, 1.0))
+def test_a_limit_is_kept_or_refused(grid, share):
+    """Whatever the limit: a plan within it, of as few passes as it takes, or E_MEMORY."""
+    free = plan(grid, SCAN, WHOLE, "openvino")
+    limit = int(free.bytes * share)
+    smallest = min(plan(grid, SCAN, WHOLE, "openvino", limit=n).bytes for n in _reachable(grid))
+    if limit < smallest:
+        with pytest.raises(BudgetExceeded, match=r"E_MEMORY.*--max-memory"):
+            plan(grid, SCAN, WHOLE, "openvino", limit=limit)
+    else:
+        found = plan(grid, SCAN, WHOLE, "openvino", limit=limit)
+        assert found.bytes <= limit
+        assert len(found.tiling) >= len(free.tiling) == 1
+
+
+def _reachable(grid):
+    """Limits that can be kept, from ample to the tightest that is found."""
+    limit = plan(grid, SCAN, WHOLE, "openvino").bytes
+    while True:
+        yield limit
+        try:
+            limit = plan(grid, SCAN, WHOLE, "openvino", limit=limit - 1).bytes
+        except BudgetExceeded:
+            return
+
+
+def test_slabs_need_a_known_halo_and_tiles_are_not_cut():
+    """Where a cut would change the answer there is none: the scan is refused."""
+    grid = (160, 192, 160)
+    free = plan(grid, SCAN, WHOLE, "ort")
+    limit = free.bytes - 100 * MEGABYTE
+    assert len(plan(grid, SCAN, WHOLE, "ort", limit=limit).tiling) > 1
+    for spec in (toy_spec(scheme="whole", working_bytes=500), toy_spec(tile=(128,) * 3, working_bytes=500)):
+        with pytest.raises(BudgetExceeded, match="E_MEMORY"):
+            plan(grid, SCAN, spec, "ort", limit=100 * MEGABYTE)
+
+
+def test_less_memory_gives_the_same_mask_and_says_how():
+    """A head cut into slabs is labelled as in one pass; the scan's record tells the passes."""
+    spec = toy_spec(scheme="whole", halo=4, working_bytes=100_000)
+    volume = toy_volume()
+    with Segmenter(spec, toy_engine(spec)) as segmenter:
+        free = segmenter.segment(volume)
+    limit = free.record["plan"]["expected_memory_mb"] * MEGABYTE - 50 * MEGABYTE
+    with Segmenter(spec, toy_engine(spec), max_memory=limit) as segmenter:
+        tight = segmenter.segment(volume)
+    assert free.record["plan"]["passes"] == 1 < tight.record["plan"]["passes"]
+    np.testing.assert_array_equal(free.labels, tight.labels)
+    assert free.record["options"] == tight.record["options"]
+    assert free.record["options"]["scheme"] == "whole"
+
+
+def test_the_machine_has_memory():
+    """The default limit is a real one."""
+    assert 100 * MEGABYTE < machine_memory() < 10**15
