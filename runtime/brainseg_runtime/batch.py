@@ -4,14 +4,16 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from brainseg_runtime.attachments import attachments_of
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
 from brainseg_runtime.outputs import (
+    Attachment,
     AttachmentKind,
     LabelScheme,
     Written,
@@ -21,7 +23,7 @@ from brainseg_runtime.outputs import (
     write_table,
 )
 from brainseg_runtime.segmenter import Segmenter
-from brainseg_runtime.volume import Volume
+from brainseg_runtime.volume import Segmentation, Volume
 
 __all__ = ["Done", "Failed", "Outcome", "Skipped", "exit_status", "run"]
 
@@ -62,6 +64,9 @@ class Readable(Protocol):
     def identity(self) -> dict[str, Any]:
         """What a record must say that speaks of the same bytes, read the same way."""
 
+    def attachments(self, kinds: Collection[AttachmentKind], segmentation: Segmentation) -> list[Attachment]:
+        """Those of the kinds that only this origin of scans can make."""
+
 
 class Findings(Protocol):
     """The scans of a run."""
@@ -81,7 +86,7 @@ Fetched = tuple[Volume, float] | Skipped
 
 def run(
     segmenter: Segmenter,
-    found: Found,
+    found: Findings,
     folder: Path,
     *,
     label_scheme: LabelScheme = "brats2023",
@@ -103,7 +108,7 @@ def run(
         started = time.perf_counter()
         if not overwrite and _stands(scan, folder, expected, attachments):
             return Skipped(scan.id)
-        return read(scan), time.perf_counter() - started
+        return scan.read(), time.perf_counter() - started
 
     try:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
@@ -114,7 +119,7 @@ def run(
                         yield answer
                         continue
                     volume, seconds = answer
-                    yield _segment(segmenter, volume, seconds, folder, label_scheme, attachments)
+                    yield _segment(segmenter, scan, volume, seconds, folder, label_scheme, attachments)
                 except OutputUnwritable:
                     raise
                 except BrainsegError as error:
@@ -128,7 +133,7 @@ def run(
         write_table(folder)
 
 
-def exit_status(outcomes: list[Outcome]) -> int:
+def exit_status(outcomes: Sequence[object]) -> int:
     """0 when every scan has its results, 4 when some have, else what all scans failed with (3 if mixed)."""
     failed = [outcome.error.exit_status for outcome in outcomes if isinstance(outcome, Failed)]
     if not failed:
@@ -140,6 +145,7 @@ def exit_status(outcomes: list[Outcome]) -> int:
 
 def _segment(
     segmenter: Segmenter,
+    scan: Readable,
     volume: Volume,
     seconds: float,
     folder: Path,
@@ -154,6 +160,7 @@ def _segment(
         record["warnings"] = [*record.get("warnings", []), "no tumour found"]
     segmentation = replace(segmentation, record=record)
     attachments = attachments_of(kinds, volume, segmentation, segmenter.spec)
+    attachments += scan.attachments(kinds, segmentation)
     return Done(volume.scan, write(segmentation, folder, label_scheme=scheme, attachments=attachments))
 
 

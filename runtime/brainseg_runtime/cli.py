@@ -63,6 +63,25 @@ def infer(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Map of every region's probability, 0..255.")
     ] = False,
+    output_type: Annotated[
+        str | None,
+        typer.Option(
+            help="What is written beside the NIfTI mask, a list of dicom-seg, dicom-labelmap, dicom-sr; "
+            "nifti for nothing more.",
+            show_default="dicom-seg,dicom-sr for DICOM, nifti for NIfTI",
+        ),
+    ] = None,
+    input_type: Annotated[
+        Literal["auto", "nifti", "dicom"], typer.Option(help="auto looks into the files and says it.")
+    ] = "auto",
+    resample_to: Annotated[
+        str | None,
+        typer.Option(help="Modality whose grid the others are resampled onto.", show_default="refuse"),
+    ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(help="TOML rules by which DICOM series are chosen.", show_default="brainseg's own"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans that are done.")] = False,
     explain_matching: Annotated[
         bool, typer.Option("--explain-matching", help="Only say which file is taken for what, and why.")
@@ -79,6 +98,7 @@ def infer(
     from brainseg_runtime.attachments import require
     from brainseg_runtime.batch import exit_status, run
     from brainseg_runtime.bundle import Bundle
+    from brainseg_runtime.inputs import find, kind_of, require_dicom, result_kinds
     from brainseg_runtime.scans import explain, find_scans
     from brainseg_runtime.segmenter import load
 
@@ -89,10 +109,14 @@ def infer(
     asked: dict[AttachmentKind, bool] = {"probabilities": probabilities, "preview": preview}
     attachments = [kind for kind, wanted in asked.items() if wanted]
     require(attachments)
+    kind = kind_of(inputs) if input_type == "auto" else input_type
+    attachments += result_kinds(output_type, kind)
+    if kind == "dicom":
+        require_dicom()
     with load(model, engine, precision=precision, device=device, threads=threads, batch=batch) as segmenter:
         say = _speaker(as_json, quiet)
-        say({"event": "start", **segmenter.record(), "engine_choice": segmenter.why})
-        found = find_scans(inputs, segmenter.spec)
+        say({"event": "start", **segmenter.record(), "engine_choice": segmenter.why, "input": kind})
+        found = find(inputs, segmenter.spec, kind, resample_to=resample_to, rules=rules)
         outcomes: list[Outcome] = []
         total = len(found.scans) + len(found.refused)
         results = run(
@@ -108,6 +132,36 @@ def infer(
                 outcomes.append(outcome)
                 say(_event(outcome))
         raise typer.Exit(exit_status(outcomes))
+
+
+@app.command()
+def explain(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="STUDY...", help="Folders or zip archives of DICOM.", show_default=False),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", "-m", help="Also say what becomes of each study with this bundle."),
+    ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(help="TOML rules by which series are chosen.", show_default="brainseg's own"),
+    ] = None,
+) -> None:
+    """Say of every DICOM series what it is taken for, and why.
+
+    It shows the descriptions and file names of the series as they are, which may name a patient.
+    """
+    from brainseg_runtime.bundle import Bundle
+    from brainseg_runtime.inputs import require_dicom
+
+    require_dicom()
+    from brainseg_runtime.dicom.rules import load_rules
+    from brainseg_runtime.dicom.study import explain
+
+    spec = Bundle.open(model).spec if model else None
+    typer.echo(explain(inputs, load_rules(rules), spec))
 
 
 def _speaker(as_json: bool, quiet: bool) -> Callable[[dict[str, Any]], None]:
@@ -156,6 +210,7 @@ def _sentence(event: dict[str, Any]) -> str:
             return (
                 f"model {event['model']['name']}, engine {engine['engine']} {engine['version']} "
                 f"({engine['provider']}, {engine['device']}, {engine['precision']}), {event['engine_choice']}. "
+                f"Input: {event['input']}. "
                 "Research use only, not a medical device."
             )
         case "done":

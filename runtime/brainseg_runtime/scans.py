@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +17,10 @@ from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.layouts import IMAGE, Claim, Group, groups_of
 from brainseg_runtime.names import ALIASES, Names
 from brainseg_runtime.nifti import StoredImage, open_image
+from brainseg_runtime.outputs import Attachment, AttachmentKind
 from brainseg_runtime.resample import GRID_MM, Moved, bring, record_of
 from brainseg_runtime.spec import ModelSpec
-from brainseg_runtime.volume import Source, Volume
+from brainseg_runtime.volume import Segmentation, Source, Volume
 
 __all__ = ["ALIASES", "Found", "Match", "Scan", "ScanFile", "explain", "find_scans", "onto", "read"]
 
@@ -64,6 +65,10 @@ class Scan:
                 digest = hashlib.sha256(content.read()).hexdigest()
             sources.append(vars(Source(file.modality, file.path.name, digest)))
         return {"inputs": sources, "reference": self.reference, "resample": self.resample}
+
+    def attachments(self, kinds: Collection[AttachmentKind], segmentation: Segmentation) -> list[Attachment]:
+        """None: a NIfTI file holds nothing that a DICOM object could refer to."""
+        return []
 
 
 @dataclass(frozen=True)

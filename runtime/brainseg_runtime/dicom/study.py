@@ -1,6 +1,6 @@
 """From the series of a study to a scan: one series a modality, on one grid, or a refusal with reasons."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,14 +10,16 @@ import numpy as np
 
 from brainseg_runtime.dicom.archive import files_in
 from brainseg_runtime.dicom.pixels import load, require_decoder, sha256_of
+from brainseg_runtime.dicom.results import attachments_of
 from brainseg_runtime.dicom.rules import Facts, Reading, Rules, facts_of, read_series
 from brainseg_runtime.dicom.series import Series, Study, group
 from brainseg_runtime.dicom.stack import Plan, fill, plan
 from brainseg_runtime.errors import ScanRefused, UsageRefused
 from brainseg_runtime.geometry import Geometry
+from brainseg_runtime.outputs import Attachment, AttachmentKind
 from brainseg_runtime.resample import GRID_MM, bring, record_of
 from brainseg_runtime.spec import ModelSpec
-from brainseg_runtime.volume import Source, Volume
+from brainseg_runtime.volume import Segmentation, Source, Volume
 
 __all__ = ["Chosen", "DicomScan", "FoundStudies", "Judged", "explain", "find_studies", "judge"]
 
@@ -69,6 +71,11 @@ class DicomScan:
         """What a record of this scan must say, so that it speaks of the same bytes read the same way."""
         sources = [vars(Source(c.modality, c.series.name, sha256_of(c.series))) for c in self.chosen]
         return {"inputs": sources, "reference": self.reference, "resample": self.resample}
+
+    def attachments(self, kinds: Collection[AttachmentKind], segmentation: Segmentation) -> list[Attachment]:
+        """SEG and report, as far as they are asked for."""
+        headers = tuple(instance.header for instance in self.grid.series.instances)
+        return attachments_of(self.id, headers, kinds, segmentation)
 
     def read(self) -> Volume:
         """Read every modality, (I, J, K, C) in Fortran order, on the reference series' grid.
