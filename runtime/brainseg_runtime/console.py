@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -10,7 +10,7 @@ import typer
 
 from brainseg_runtime.errors import BrainsegError
 
-__all__ = ["end_with"]
+__all__ = ["aligned", "end_with"]
 
 
 class _Interrupted(BaseException):
@@ -33,6 +33,13 @@ def end_with(command: Callable[[], object]) -> NoReturn:
         typer.echo("E_MEMORY: the run does not fit in memory.", err=True)
         sys.exit(8)
     sys.exit(0)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of words as lines, each column as wide as its longest word."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -152,3 +152,54 @@ def test_the_api_of_the_readme_works(bundle, scans, tmp_path):
             written = write(segmenter.segment(read(scan)), tmp_path / "out")
             assert written.mask.exists()
             assert np.isfinite(list(written.contents["volumes_ml"].values())).all()
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(infer, bundle, scans, tmp_path):
+    """Passes, tile and memory of every scan, in words and in JSON."""
+    status, out, _ = infer(scans, "-m", bundle, "-o", tmp_path / "out", "--dry-run")
+    assert (status, not (tmp_path / "out").exists()) == (0, True)
+    assert "p0: 1 x 16x16x16 voxels, about " in out
+    _, out, _ = infer(scans, "-m", bundle, "-o", tmp_path / "out", "--dry-run", "--json")
+    planned = json.loads(out.splitlines()[1])
+    assert (planned["event"], planned["passes"], planned["tile"]) == ("planned", 1, [16, 16, 16])
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=str)
+def test_what_cannot_fit_ends_with_8_before_it_starts(infer, bundle, scans, tmp_path, dry):
+    """A limit in MB is kept by refusing, with the words that mend it."""
+    status, _, err = infer(scans, "-m", bundle, "-o", tmp_path / "out", "--max-memory", "100", *dry)
+    assert status == 8
+    assert "E_MEMORY" in err
+    assert "--max-memory" in err
+    assert not list((tmp_path / "out").glob("*_seg*"))
+
+
+def test_tile_and_overlap_are_recorded(infer, bundle, scans, tmp_path):
+    """What changes results is in the scan's JSON; what the network cannot take is a usage error."""
+    status, _, _ = infer(scans, "-m", bundle, "-o", tmp_path / "out", "--tile", "8", "--overlap", "0.25")
+    assert status == 0
+    options = json.loads((tmp_path / "out" / "p0_seg.json").read_bytes())["options"]
+    assert (options["scheme"], options["tile"], options["overlap"]) == ("tiles", [8, 8, 8], 0.25)
+    assert infer(scans, "-m", bundle, "-o", tmp_path / "out", "--tile", "7")[0] == 2
+
+
+@pytest.mark.parametrize("engine", ["openvino", "ort"])
+def test_an_engine_that_is_not_installed_ends_with_5(infer, bundle, scans, tmp_path, monkeypatch, engine):
+    """The line that installs it, and never another engine."""
+    monkeypatch.setitem(sys.modules, {"ort": "onnxruntime"}.get(engine, engine), None)
+    status, out, err = infer(scans, "-m", bundle, "-o", tmp_path / "out", "--engine", engine)
+    assert (status, out) == (5, "")
+    assert "pip install" in err
+
+
+def test_the_start_says_which_engine_and_why(infer, bundle, scans, tmp_path, monkeypatch):
+    """``auto`` is never silent."""
+    _, out, _ = infer(scans, "-m", bundle, "-o", tmp_path / "out")
+    assert "openvino" in out.splitlines()[0]
+    assert "the fastest on this device" in out.splitlines()[0]
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    _, out, _ = infer(scans, "-m", bundle, "-o", tmp_path / "other", "--json")
+    assert json.loads(out.splitlines()[0])["engine_choice"] == "openvino is not installed"
+    record = json.loads((tmp_path / "other" / "p0_seg.json").read_bytes())
+    assert record["engine"]["engine"] == "ort"
+    assert record["engine_choice"] == "openvino is not installed"
