@@ -17,6 +17,7 @@ from brainseg_runtime.console import end_with
 if TYPE_CHECKING:
     from brainseg_runtime.batch import Outcome
     from brainseg_runtime.outputs import AttachmentKind
+    from brainseg_runtime.rehearsal import Planned
 
 __all__ = ["infer_main", "main"]
 
@@ -53,6 +54,22 @@ def infer(
         int | None, typer.Option(min=1, help="Threads of the engine.", show_default="one a core")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Tiles computed at a time.")] = 1,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=1, help="Blended tiles of this many voxels a side.", show_default="the model's"),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=0.75, help="Share of a tile that its neighbours see too.", show_default="the model's"
+        ),
+    ] = None,
+    max_memory: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="MB", help="Cut or refuse what takes more.", show_default="the machine's"
+        ),
+    ] = None,
     label_scheme: Annotated[
         Literal["brats2023", "brats2021", "regions"],
         typer.Option(help="ET = 3, ET = 4, or one 0/1 map a region."),
@@ -86,6 +103,9 @@ def infer(
     explain_matching: Annotated[
         bool, typer.Option("--explain-matching", help="Only say which file is taken for what, and why.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how every scan would be computed, and its memory.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
 ) -> None:
@@ -99,6 +119,8 @@ def infer(
     from brainseg_runtime.batch import exit_status, run
     from brainseg_runtime.bundle import Bundle
     from brainseg_runtime.inputs import find, kind_of, require_dicom, result_kinds
+    from brainseg_runtime.memory import MEGABYTE
+    from brainseg_runtime.rehearsal import rehearse
     from brainseg_runtime.scans import explain, find_scans
     from brainseg_runtime.segmenter import load
 
@@ -113,25 +135,85 @@ def infer(
     attachments += result_kinds(output_type, kind)
     if kind == "dicom":
         require_dicom()
-    with load(model, engine, precision=precision, device=device, threads=threads, batch=batch) as segmenter:
+    with load(
+        model,
+        engine,
+        precision=precision,
+        device=device,
+        threads=threads,
+        batch=batch,
+        tile=tile,
+        overlap=overlap,
+        max_memory=None if max_memory is None else max_memory * MEGABYTE,
+    ) as segmenter:
         say = _speaker(as_json, quiet)
         say({"event": "start", **segmenter.record(), "engine_choice": segmenter.why, "input": kind})
         found = find(inputs, segmenter.spec, kind, resample_to=resample_to, rules=rules)
-        outcomes: list[Outcome] = []
+        outcomes: list[Outcome | Planned] = []
         total = len(found.scans) + len(found.refused)
-        results = run(
-            segmenter,
-            found,
-            output,
-            label_scheme=label_scheme,
-            overwrite=overwrite,
-            attachments=attachments,
+        results = (
+            rehearse(segmenter, found)
+            if dry_run
+            else run(
+                segmenter,
+                found,
+                output,
+                label_scheme=label_scheme,
+                overwrite=overwrite,
+                attachments=attachments,
+            )
         )
         with typer.progressbar(results, length=total, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
             for outcome in bar:
                 outcomes.append(outcome)
                 say(_event(outcome))
         raise typer.Exit(exit_status(outcomes))
+
+
+@app.command()
+def selftest(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+) -> None:
+    """Run a bundle's known answer on every engine of this machine, in every precision.
+
+    Exit status: 0 all that is certified passed, 6 something that is certified did not.
+    """
+    from brainseg_runtime.bundle import Bundle
+    from brainseg_runtime.console import aligned
+    from brainseg_runtime.selftest import everywhere
+
+    verdicts = list(everywhere(Bundle.open(bundle)))
+    if as_json:
+        for verdict in verdicts:
+            typer.echo(json.dumps({"schema": 1, "event": "selftest", **vars(verdict)}))
+    else:
+        rows = [
+            (v.engine, v.precision, "certified" if v.certified else "uncertified", v.code or "ok", v.detail)
+            for v in verdicts
+        ]
+        typer.echo(aligned(rows))
+    raise typer.Exit(6 if any(verdict.broken for verdict in verdicts) else 0)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+) -> None:
+    """Say what is installed, what runs here, and what is missing, with the line that installs it.
+
+    Exit status: 0 an engine runs and nothing is broken, 5 not.
+    """
+    from brainseg_runtime.console import aligned
+    from brainseg_runtime.doctor import examine, exit_status
+
+    findings = list(examine())
+    if as_json:
+        for finding in findings:
+            typer.echo(json.dumps({"schema": 1, "event": "finding", **vars(finding)}))
+    else:
+        typer.echo(aligned([(finding.state, finding.what, finding.detail) for finding in findings]))
+    raise typer.Exit(exit_status(findings))
 
 
 @app.command()
@@ -178,10 +260,13 @@ def _speaker(as_json: bool, quiet: bool) -> Callable[[dict[str, Any]], None]:
     return say
 
 
-def _event(outcome: "Outcome") -> dict[str, Any]:
+def _event(outcome: "Outcome | Planned") -> dict[str, Any]:
     from brainseg_runtime.batch import Done, Failed, Skipped
+    from brainseg_runtime.rehearsal import Planned
 
     match outcome:
+        case Planned(scan, plan):
+            return {"event": "planned", "scan": scan, **plan}
         case Done(scan, written):
             return {
                 "event": "done",
@@ -212,6 +297,11 @@ def _sentence(event: dict[str, Any]) -> str:
                 f"({engine['provider']}, {engine['device']}, {engine['precision']}), {event['engine_choice']}. "
                 f"Input: {event['input']}. "
                 "Research use only, not a medical device."
+            )
+        case "planned":
+            tile = "x".join(map(str, event["tile"]))
+            return (
+                f"{event['scan']}: {event['passes']} x {tile} voxels, about {event['expected_memory_mb']} MB"
             )
         case "done":
             volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in event["volumes_ml"].items())
