@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from brainseg_runtime.bundle import Bundle, Golden, write_bundle
 from brainseg_runtime.certificate import Certificate, Parity, TestScan
 from brainseg_runtime.engines.base import EngineIdentity
 from brainseg_runtime.engines.function import FunctionEngine
-from brainseg_runtime.geometry import Geometry
+from brainseg_runtime.geometry import Geometry, Reorientation
 from brainseg_runtime.nifti import write_image
 from brainseg_runtime.spec import Label, Modality, ModelSpec, Region
 from brainseg_runtime.volume import Volume
@@ -25,6 +26,30 @@ ALIASES = {
     "t2": ("t2", "t2w"),
     "flair": ("flair", "fla", "t2f"),
 }
+
+ORIENTATIONS = [
+    Reorientation(axes, flips)
+    for axes in permutations(range(3))
+    for flips in product((False, True), repeat=3)
+]
+"""The 48 ways to store one grid."""
+
+
+def oblique_affine(spacing: tuple[float, float, float] = (1.0, 1.25, 3.0)) -> NDArray[np.float64]:
+    """An affine turned about all three axes."""
+    a, b, c = np.radians((17, -11, 8))
+    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = x @ y @ z @ np.diag(spacing)
+    affine[:3, 3] = (3, -4, 7)
+    return affine
+
+
+def oblique() -> Geometry:
+    """An asymmetric, anisotropic, oblique grid."""
+    return Geometry((12, 10, 6), oblique_affine())
 
 
 def toy_spec(**changes: object) -> ModelSpec:

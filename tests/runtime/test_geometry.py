@@ -1,30 +1,11 @@
 """A grid in the patient: what reordering its axes must leave alone."""
 
-from itertools import permutations, product
-
 import numpy as np
 import pytest
-from brainseg_runtime.geometry import Geometry, Reorientation, to_canonical
+from brainseg_runtime.geometry import Geometry, to_canonical
 from hypothesis import given
 from hypothesis import strategies as st
-
-ORIENTATIONS = [
-    Reorientation(axes, flips)
-    for axes in permutations(range(3))
-    for flips in product((False, True), repeat=3)
-]
-
-
-def oblique() -> Geometry:
-    """An asymmetric, anisotropic grid turned about all three axes."""
-    a, b, c = np.radians((17, -11, 8))
-    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3] = x @ y @ z @ np.diag([1.0, 1.25, 3.0])
-    affine[:3, 3] = (3, -4, 7)
-    return Geometry((12, 10, 6), affine)
+from toys import ORIENTATIONS, oblique
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)

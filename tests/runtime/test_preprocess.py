@@ -11,9 +11,7 @@ from brainseg_runtime.preprocess import prepare, prepare_labels, restore
 from brainseg_runtime.volume import Volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import toy_geometry, toy_spec, toy_volume
-
-from .test_geometry import ORIENTATIONS, oblique
+from toys import ORIENTATIONS, oblique, toy_geometry, toy_spec, toy_volume
 
 
 def one_hot(labels):

@@ -5,9 +5,7 @@ import pytest
 from brainseg_runtime.overlap import dice
 from brainseg_runtime.segmenter import Segmenter, load
 from brainseg_runtime.volume import Segmentation, Volume
-from toys import toy_bundle, toy_engine, toy_geometry, toy_spec, toy_volume
-
-from .test_geometry import ORIENTATIONS, oblique
+from toys import ORIENTATIONS, oblique, toy_bundle, toy_engine, toy_geometry, toy_spec, toy_volume
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
