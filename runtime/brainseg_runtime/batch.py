@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from brainseg_runtime.attachments import attachments_of
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
 from brainseg_runtime.outputs import (
+    DICOM_KINDS,
     Attachment,
     AttachmentKind,
     LabelScheme,
@@ -159,7 +160,8 @@ def _segment(
     if not segmentation.labels.any():
         record["warnings"] = [*record.get("warnings", []), "no tumour found"]
     segmentation = replace(segmentation, record=record)
-    attachments = attachments_of(kinds, volume, segmentation, segmenter.spec)
+    drawn = [kind for kind in kinds if kind not in DICOM_KINDS]
+    attachments = attachments_of(drawn, volume, segmentation, segmenter.spec)
     attachments += scan.attachments(kinds, segmentation)
     return Done(volume.scan, write(segmentation, folder, label_scheme=scheme, attachments=attachments))
 

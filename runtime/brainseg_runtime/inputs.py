@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from brainseg_runtime.errors import EngineUnavailable, UsageRefused
 from brainseg_runtime.layouts import IMAGE
-from brainseg_runtime.outputs import AttachmentKind
+from brainseg_runtime.outputs import DICOM_KINDS, AttachmentKind
 from brainseg_runtime.scans import find_scans, onto
 from brainseg_runtime.spec import ModelSpec
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["InputType", "find", "kind_of", "require_dicom", "result_kinds"]
 
 InputType = Literal["nifti", "dicom"]
-
-_DICOM_KINDS: tuple[AttachmentKind, ...] = ("dicom-seg", "dicom-labelmap", "dicom-sr")
 
 
 def kind_of(inputs: Sequence[Path]) -> InputType:
@@ -80,13 +78,13 @@ def result_kinds(asked: str | None, kind: InputType) -> Collection[AttachmentKin
     if asked is None:
         return ("dicom-seg", "dicom-sr") if kind == "dicom" else ()
     names = [name.strip() for name in asked.split(",")]
-    unknown = set(names) - {"nifti", *_DICOM_KINDS}
-    wanted = tuple(name for name in _DICOM_KINDS if name in names)
+    unknown = set(names) - {"nifti", *DICOM_KINDS}
+    wanted = tuple(name for name in DICOM_KINDS if name in names)
     if unknown:
         raise UsageRefused(
             "E_USAGE",
             f"--output-type knows no {', '.join(sorted(unknown))}.",
-            f"It is a list of nifti, {', '.join(_DICOM_KINDS)}.",
+            f"It is a list of nifti, {', '.join(DICOM_KINDS)}.",
         )
     if wanted and kind != "dicom":
         raise UsageRefused(

@@ -24,6 +24,7 @@ from brainseg_runtime.volume import Segmentation
 
 __all__ = [
     "ATTACHMENTS",
+    "DICOM_KINDS",
     "DISCLAIMER",
     "Attachment",
     "AttachmentKind",
@@ -56,6 +57,8 @@ ATTACHMENTS: Mapping[AttachmentKind, str] = {
     "dicom-sr": "_sr.dcm",
 }
 """What can be asked for beside mask and JSON, and how its file's name ends."""
+DICOM_KINDS: tuple[AttachmentKind, ...] = ("dicom-seg", "dicom-labelmap", "dicom-sr")
+"""Those that refer to a DICOM study."""
 
 
 @dataclass(frozen=True)
