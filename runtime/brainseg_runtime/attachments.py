@@ -5,16 +5,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from brainseg_runtime.animation import draw_animation
 from brainseg_runtime.errors import EngineUnavailable
 from brainseg_runtime.files import write_atomically
 from brainseg_runtime.nifti import write_labels
-from brainseg_runtime.outputs import ATTACHMENTS, Attachment, AttachmentKind
+from brainseg_runtime.outputs import Attachment, AttachmentKind
 from brainseg_runtime.preview import draw_preview, shown_modalities
+from brainseg_runtime.report import draw_report
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.views import scene
 from brainseg_runtime.volume import Segmentation, Volume
 
 __all__ = ["attachments_of", "require"]
+
+PICTURES: tuple[AttachmentKind, ...] = ("preview", "gif", "report")
 
 Contents = Mapping[str, Any]
 
@@ -25,7 +29,7 @@ def require(kinds: Collection[AttachmentKind]) -> None:
     Raises:
         EngineUnavailable: ``E_ENGINE_MISSING`` with the line that installs what is missing.
     """
-    if set(kinds) - {"probabilities"} and find_spec("PIL") is None:
+    if set(kinds) & set(PICTURES) and find_spec("PIL") is None:
         raise EngineUnavailable(
             "E_ENGINE_MISSING",
             "pictures need pillow, which is not installed.",
@@ -36,13 +40,15 @@ def require(kinds: Collection[AttachmentKind]) -> None:
 def attachments_of(
     kinds: Collection[AttachmentKind], volume: Volume, segmentation: Segmentation, spec: ModelSpec
 ) -> list[Attachment]:
-    """The attachments of one result, in the order of ``ATTACHMENTS``."""
+    """Region maps and pictures of one result."""
     attachments = [_maps(segmentation)] if "probabilities" in kinds else []
-    drawn = [kind for kind in ATTACHMENTS if kind in kinds and kind != "probabilities"]
+    drawn = [kind for kind in PICTURES if kind in kinds]
     if drawn:
         head = scene(volume, segmentation, spec)
         makers: dict[AttachmentKind, Callable[[Contents], bytes]] = {
             "preview": lambda _: draw_preview(head, segmentation, shown_modalities(spec)),
+            "gif": lambda _: draw_animation(head, segmentation),
+            "report": lambda contents: draw_report(head, segmentation, spec, contents),
         }
         attachments += [Attachment(kind, _saver(makers[kind])) for kind in drawn]
     return attachments

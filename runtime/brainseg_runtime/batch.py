@@ -23,6 +23,7 @@ from brainseg_runtime.outputs import (
     write,
     write_table,
 )
+from brainseg_runtime.report import write_index
 from brainseg_runtime.segmenter import Segmenter
 from brainseg_runtime.volume import Segmentation, Volume
 
@@ -96,6 +97,8 @@ def run(
 ) -> Iterator[Outcome]:
     """Segment every scan into a folder, one outcome a scan, and write the table of volumes at the end.
 
+    With the attachment ``report`` an index of all pages is written too.
+
     The next scan is read while this one is computed.
 
     Raises:
@@ -104,6 +107,12 @@ def run(
     yield from (Failed(scan, error) for scan, error in found.refused.items())
     expected = segmenter.record()
     expected["options"] = {**expected["options"], "label_scheme": label_scheme}
+
+    failed = dict(found.refused)
+
+    def fail(scan: Readable, error: BrainsegError) -> Failed:
+        failed[scan.id] = error
+        return Failed(scan.id, error)
 
     def fetch(scan: Readable) -> Fetched:
         started = time.perf_counter()
@@ -124,14 +133,16 @@ def run(
                 except OutputUnwritable:
                     raise
                 except BrainsegError as error:
-                    yield Failed(scan.id, error)
+                    yield fail(scan, error)
                 except MemoryError:
-                    yield Failed(scan.id, _no_memory(scan))
+                    yield fail(scan, _no_memory(scan))
                 # The other scans must go on whatever one of them brings to light.
                 except Exception as error:  # noqa: BLE001
-                    yield Failed(scan.id, _unexpected(scan, error))
+                    yield fail(scan, _unexpected(scan, error))
     finally:
         write_table(folder)
+        if "report" in attachments:
+            write_index(folder, failed)
 
 
 def exit_status(outcomes: Sequence[object]) -> int:

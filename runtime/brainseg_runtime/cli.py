@@ -77,6 +77,10 @@ def infer(
     preview: Annotated[
         bool, typer.Option("--preview", help="Picture: three planes through the largest lesion.")
     ] = False,
+    gif: Annotated[bool, typer.Option("--gif", help="Picture: the regions in the head, turning.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Page: slices to scroll, volumes, flags; index.html for all.")
+    ] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Map of every region's probability, 0..255.")
     ] = False,
@@ -128,7 +132,12 @@ def infer(
         spec = Bundle.open(model).spec
         typer.echo(explain(find_scans(inputs, spec), spec))
         return
-    asked: dict[AttachmentKind, bool] = {"probabilities": probabilities, "preview": preview}
+    asked: dict[AttachmentKind, bool] = {
+        "probabilities": probabilities,
+        "preview": preview,
+        "gif": gif,
+        "report": report,
+    }
     attachments = [kind for kind, wanted in asked.items() if wanted]
     require(attachments)
     kind = kind_of(inputs) if input_type == "auto" else input_type
