@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +13,7 @@ from isal import isal_zlib
 
 from brainseg_runtime.errors import OutputUnwritable, ScanRefused
 
-__all__ = ["Content", "open_regular", "remove", "trailing", "truncated", "write_atomically"]
+__all__ = ["Content", "becoming", "open_regular", "remove", "trailing", "truncated", "write_atomically"]
 
 _CHUNK = 1 << 18
 _PIECE = 1 << 20
@@ -147,13 +148,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OutputUnwritable: ``E_OUTPUT`` if the system refuses any step; nothing is left behind.
     """
+    with becoming(path) as partial, partial.open("xb") as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def becoming(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``; the file that is written under it becomes ``path`` at the end.
+
+    Raises:
+        OutputUnwritable: as ``write_atomically``.
+    """
     partial = path.with_name(f".brainseg-{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("xb") as file:
-                file.write(content)
-                file.flush()
+            yield partial
+            with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
         except BaseException:
@@ -162,6 +173,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
         _sync_folder(path.parent)
     except OSError as error:
+        if isinstance(error, OutputUnwritable):
+            raise
         raise OutputUnwritable(
             "E_OUTPUT", f"{path} cannot be written: {error}.", "Choose another output folder."
         ) from error
