@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from brainseg_runtime.errors import ScanRefused
@@ -20,20 +21,25 @@ from brainseg_runtime.preprocess import prepare, prepare_labels
 from brainseg_runtime.resample import GRID_MM
 from brainseg_runtime.scans import Scan, find_scans, read
 from brainseg_runtime.spec import ModelSpec
+from brainseg_runtime.volume import Volume
 from numpy.typing import NDArray
 
 from brainseg_trainer import augment
 from brainseg_trainer.config import TrainConfig
-from brainseg_trainer.task import label_table, masks
+from brainseg_trainer.label_names import truth_table
+from brainseg_trainer.task import masks
 
 __all__ = [
     "Batch",
     "Example",
+    "OnDisk",
     "TrainingScans",
     "draw_batch",
     "find_training_scans",
+    "patient_of",
     "prepare_examples",
     "split",
+    "tumour_voxels",
 ]
 
 Labels = NDArray[np.uint8]
@@ -48,6 +54,12 @@ class TrainingScans:
     scans: tuple[Scan, ...]
     table: Labels
     """(256,): a truth voxel's value -> the spec's label."""
+    thin: bool = False
+    """Whether they may have a few slices or one, as a network wants that sees one slice at a time."""
+
+    def read(self, scan: Scan) -> Volume:
+        """A scan's volume."""
+        return read(scan, thin=self.thin)
 
     def truth(self, scan: Scan, grid: Geometry) -> Labels:
         """The labels (I, J, K) of a scan that lies on ``grid``.
@@ -55,7 +67,7 @@ class TrainingScans:
         Raises:
             ScanRefused: ``E_GEOMETRY_MISMATCH`` where the truth lies on another grid.
         """
-        labels, geometry = _read_truth(scan)
+        labels, geometry = _read_truth(scan, self.thin)
         apart = geometry.distance(grid)
         if apart > GRID_MM:
             raise ScanRefused(
@@ -68,7 +80,18 @@ class TrainingScans:
 
     def labels_present(self, scan: Scan) -> int:
         """How many labels occur in a scan."""
-        return len(np.unique(self.table[_read_truth(scan)[0]])) - 1
+        return len(np.unique(self.table[_read_truth(scan, self.thin)[0]])) - 1
+
+
+class OnDisk(Protocol):
+    """An array of which parts are read as they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes."""
+
+    def __getitem__(self, part: tuple[slice, ...] | int, /) -> NDArray[Any]:
+        """A part of it, in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,21 +99,23 @@ class Example:
     """A scan as training keeps it: on the network's grid, on disk."""
 
     scan: str
-    data: NDArray[np.float32]
-    """(i, j, k, C)."""
-    labels: Labels
-    """(i, j, k)."""
-    tumour: NDArray[np.intp]
-    """(n, 3): voxels of tumour to centre tiles on, as many of each label as of any other."""
+    data: OnDisk
+    """(i, j, k, C) float32."""
+    labels: OnDisk
+    """(i, j, k) uint8."""
+    tumour: OnDisk
+    """(n, 3) integers: voxels of tumour to centre tiles on, as many of each label as of any other."""
 
 
 def find_training_scans(folder: Path, spec: ModelSpec) -> TrainingScans:
     """All scans of a folder, every one complete and with a truth in the spec's labels.
 
+    In the layouts of nnU-Net and the Medical Segmentation Decathlon, those of ``imagesTr``.
+
     Raises:
-        ScanRefused: the first refusal of a scan; ``E_TRUTH_MISSING``; ``E_LABELS``.
+        ScanRefused: the first refusal of a scan; ``E_TRUTH_MISSING``; ``E_LABELS``; ``E_DATASET_JSON``.
     """
-    found = find_scans(folder, spec)
+    found = find_scans(_images(folder), spec)
     for refusal in found.refused.values():
         raise refusal
     bare = [scan.id for scan in found.scans if scan.truth is None]
@@ -100,9 +125,11 @@ def find_training_scans(folder: Path, spec: ModelSpec) -> TrainingScans:
             f"{len(bare)} of {len(found.scans)} scans have no label image, first {', '.join(bare[:5])}.",
             "Put <scan>-seg.nii.gz beside each scan, or take these scans out of the folder.",
         )
+    thin = 1 in spec.tile
     with ThreadPoolExecutor() as pool:
-        values = set().union(*pool.map(_truth_values, found.scans))
-    return TrainingScans(found.scans, label_table(values, spec))
+        values = set().union(*pool.map(lambda scan: _truth_values(scan, thin), found.scans))
+    truths = [scan.truth for scan in found.scans if scan.truth]
+    return TrainingScans(found.scans, truth_table(truths, values, spec), thin)
 
 
 def split(scans: Sequence[Scan], held_out: float, seed: int) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
@@ -111,7 +138,7 @@ def split(scans: Sequence[Scan], held_out: float, seed: int) -> tuple[tuple[Scan
     Raises:
         ScanRefused: ``E_TOO_FEW_SCANS`` with fewer than two patients.
     """
-    patients = sorted({_patient(scan) for scan in scans})
+    patients = sorted({patient_of(scan) for scan in scans})
     if len(patients) < 2:
         raise ScanRefused(
             "E_TOO_FEW_SCANS",
@@ -122,8 +149,8 @@ def split(scans: Sequence[Scan], held_out: float, seed: int) -> tuple[tuple[Scan
     count = min(max(1, round(held_out * len(patients))), len(patients) - 1)
     held = set(shuffled[:count])
     return (
-        tuple(scan for scan in scans if _patient(scan) not in held),
-        tuple(scan for scan in scans if _patient(scan) in held),
+        tuple(scan for scan in scans if patient_of(scan) not in held),
+        tuple(scan for scan in scans if patient_of(scan) in held),
     )
 
 
@@ -145,13 +172,13 @@ def prepare_examples(
     for done, scan in enumerate(scans, start=1):
         paths = cache / f"{scan.id}.npy", cache / f"{scan.id}.labels.npy"
         if not all(path.exists() for path in paths):
-            volume = read(scan)
+            volume = source.read(scan)
             prepared = prepare(volume, spec)
             labels = prepare_labels(source.truth(scan, volume.geometry), prepared.placement)
             _store(paths[0], prepared.data)
             _store(paths[1], labels)
         data, labels = (np.load(path, mmap_mode="r") for path in paths)
-        examples.append(Example(scan.id, data, labels, _tumour_voxels(labels)))
+        examples.append(Example(scan.id, data, labels, tumour_voxels(labels)))
         report(done, len(scans))
     return examples
 
@@ -189,19 +216,21 @@ def _draw_tile(
     """A tile of an example, beyond whose grid is background 0, as in the runtime's ``tiles``."""
     room = np.maximum(np.array(example.labels.shape) - tile, 0)
     start = rng.integers(room + 1)
-    if rng.random() < tumour and len(example.tumour):
-        centre = example.tumour[rng.integers(len(example.tumour))]
+    if rng.random() < tumour and example.tumour.shape[0]:
+        centre = example.tumour[int(rng.integers(example.tumour.shape[0]))]
         start = np.clip(centre - np.array(tile) // 2, 0, room)
-    cut = tuple(slice(a, a + n) for a, n in zip(start, tile, strict=True))
+    cut = tuple(slice(int(a), int(a) + n) for a, n in zip(start, tile, strict=True))
     image = np.zeros((*tile, example.data.shape[-1]), dtype=np.float32)
     labels = np.zeros(tile, dtype=np.uint8)
-    i, j, k = example.labels[cut].shape
+    inside = example.labels[cut]
+    i, j, k = inside.shape
     image[:i, :j, :k] = example.data[cut]
-    labels[:i, :j, :k] = example.labels[cut]
+    labels[:i, :j, :k] = inside
     return image, labels
 
 
-def _tumour_voxels(labels: Labels) -> NDArray[np.intp]:
+def tumour_voxels(labels: Labels) -> NDArray[np.intp]:
+    """Voxels (n, 3) of a label image (i, j, k) to centre tiles on: see ``Example.tumour``."""
     chosen = []
     for value in np.unique(labels[labels > 0]):
         where = np.flatnonzero(labels == value)
@@ -211,22 +240,28 @@ def _tumour_voxels(labels: Labels) -> NDArray[np.intp]:
     return np.stack(np.unravel_index(flat, labels.shape), axis=-1)
 
 
-def _truth_values(scan: Scan) -> set[int]:
-    return set(np.unique(_read_truth(scan)[0]).tolist())
+def _images(folder: Path) -> Path:
+    """Where the scans with truth are: other folders of a data set hold scans without."""
+    training = folder / "imagesTr"
+    return training if training.is_dir() and (folder / "dataset.json").is_file() else folder
 
 
-def _read_truth(scan: Scan) -> tuple[Labels, Geometry]:
+def _truth_values(scan: Scan, thin: bool) -> set[int]:
+    return set(np.unique(_read_truth(scan, thin)[0]).tolist())
+
+
+def _read_truth(scan: Scan, thin: bool) -> tuple[Labels, Geometry]:
     if scan.truth is None:
         raise ScanRefused(
             "E_TRUTH_MISSING", f"scan {scan.id} has no label image.", "Put <scan>-seg.nii.gz beside it."
         )
-    return read_labels(scan.truth, scan.root)
+    return read_labels(scan.truth, scan.root, thin=thin)
 
 
 _BRATS = re.compile(r"(.*BraTS.*\D\d{5})[-_]\d{3}", re.IGNORECASE)
 
 
-def _patient(scan: Scan) -> str:
+def patient_of(scan: Scan) -> str:
     """Whose scan it is: BraTS 2023 names one patient's visits 00005-000, 00005-001."""
     match = _BRATS.fullmatch(scan.id)
     return match[1] if match else scan.id

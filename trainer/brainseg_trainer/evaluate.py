@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 from brainseg_runtime.overlap import dice
-from brainseg_runtime.scans import Scan, read
+from brainseg_runtime.scans import Scan
 from brainseg_runtime.segmenter import Segmenter
 from brainseg_runtime.spec import ModelSpec
 
@@ -37,7 +37,7 @@ def evaluate(
     scores = []
     with Segmenter(spec, keras_engine(network)) as segmenter:
         for done, scan in enumerate(scans, start=1):
-            volume = read(scan)
+            volume = source.read(scan)
             answer = segmenter.segment(volume)
             truth = source.truth(scan, volume.geometry)
             overlap = {

@@ -13,7 +13,7 @@ import numpy as np
 from brainseg_runtime.errors import UsageRefused
 from brainseg_runtime.files import write_atomically
 from brainseg_runtime.nifti import write_image, write_labels
-from brainseg_runtime.scans import Scan, read
+from brainseg_runtime.scans import Scan
 from brainseg_runtime.spec import ModelSpec
 from numpy.typing import NDArray
 
@@ -164,7 +164,7 @@ class RunFolder:
     def write_parity(self, source: TrainingScans, scans: Iterable[Scan]) -> None:
         """Copy a few scans under BraTS names, those with the most labels first."""
         for scan in sorted(scans, key=lambda scan: -source.labels_present(scan))[:PARITY_SCANS]:
-            volume = read(scan)
+            volume = source.read(scan)
             folder = self.parity / scan.id
             for c, file in enumerate(scan.files):
                 word = BRATS_WORDS.get(file.modality, file.modality)

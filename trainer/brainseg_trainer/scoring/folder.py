@@ -17,6 +17,7 @@ from brainseg_runtime.scans import find_scans
 from brainseg_runtime.spec import ModelSpec
 from numpy.typing import NDArray
 
+from brainseg_trainer.label_names import truth_table
 from brainseg_trainer.scoring.measures import Measures, measure
 from brainseg_trainer.task import label_table
 
@@ -69,7 +70,8 @@ def score_folder(
             f"{len(bare)} of {len(answers)} masks have no truth, first {', '.join(bare[:5])}.",
             "Name the folder that holds their scans with truth, or label images called <scan>-seg.nii.gz.",
         )
-    of_truths = label_table(_values(truths[answer.scan] for answer in answers), spec)
+    paired = [truths[answer.scan] for answer in answers]
+    of_truths = truth_table(paired, _values(paired), spec)
     foreign = [answer.mask for answer in answers if not answer.names]
     of_foreign = label_table(_values(foreign), spec)
     scores = []
