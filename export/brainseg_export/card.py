@@ -41,7 +41,7 @@ def write_card(
             "",
             *_markdown(PARITY_HEAD, parity_rows(certificate)),
             "",
-            *(f"- `{parity.graph}`: {parity.proves}" for parity in certificate.parities),
+            *dict.fromkeys(f"- `{parity.graph}`: {parity.proves}" for parity in certificate.parities),
             "",
             "## Origin",
             "",
@@ -81,10 +81,7 @@ def spec_rows(spec: ModelSpec) -> Rows:
         ("regions", "; ".join(regions)),
         ("network's grid", f"{grid} mm, axes {spec.orientation}"),
         ("intensities", NORMALISATIONS[spec.normalisation]),
-        (
-            "tile",
-            f"{_sizes(spec.tile)} voxels, overlap {spec.overlap:.0%}, multiples of {_sizes(spec.divisor)}",
-        ),
+        ("scheme", _scheme(spec)),
         ("output", f"{spec.output_channels} logits, {spec.activation}"),
     ]
     if spec.activation == "sigmoid":
@@ -92,6 +89,15 @@ def spec_rows(spec: ModelSpec) -> Rows:
     if spec.min_volume_mm3:
         rows.append(("dropped pieces", f"below {spec.min_volume_mm3:g} mm3"))
     return [*rows]
+
+
+def _scheme(spec: ModelSpec) -> str:
+    """How a head is computed, in words."""
+    multiples = f"multiples of {_sizes(spec.divisor)}"
+    if spec.scheme == "tiles":
+        return f"tiles of {_sizes(spec.tile)} voxels, overlap {spec.overlap:.0%}, {multiples}"
+    slabs = f"in slabs with a halo of {spec.halo} voxels where memory asks for it, " if spec.halo else ""
+    return f"the whole head in one pass, {slabs}{multiples}"
 
 
 NORMALISATIONS = {"zscore": "z-score of each modality over the brain", "none": "as in the files"}
@@ -113,7 +119,7 @@ def parity_rows(certificate: Certificate) -> Rows:
                 f"{bounds.logits:g}",
                 ", ".join(f"{region} {value:.5f}" for region, value in parity.dice.items()),
                 f"{bounds.dice:g}",
-                "passed" if parity.passed else "FAILED",
+                "passed" if parity.passed else "not passed",
             )
         )
     return rows

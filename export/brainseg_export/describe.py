@@ -26,7 +26,7 @@ def describe(bundle: Bundle) -> str:
         [
             table(head),
             table(spec_rows(bundle.spec)),
-            *(f"{name}\n{_graph(bundle.read(name))}" for name in GRAPHS.values()),
+            *(f"{name}\n{_graph(bundle.read(name))}" for name in dict.fromkeys(GRAPHS.values())),
             f"parity with {bundle.certificate.reference}, on {scans}\n"
             + table([PARITY_HEAD, *parity_rows(bundle.certificate)]),
             "\n".join(f"{parity.graph}: {parity.proves}" for parity in bundle.certificate.parities),

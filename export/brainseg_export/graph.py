@@ -21,6 +21,7 @@ __all__ = [
     "check_domains",
     "checked",
     "operators",
+    "stamped",
 ]
 
 OPSET = 18
@@ -112,6 +113,11 @@ def finish(graph: onnx.GraphProto, spec: ModelSpec) -> onnx.ModelProto:
         graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="brainseg-export"
     )
     model.ir_version = IR_VERSION
+    return stamped(model, spec)
+
+
+def stamped(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
+    """The model, carrying this spec."""
     helper.set_model_props(model, {METADATA: spec.to_json()})
     return model
 

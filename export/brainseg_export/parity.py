@@ -15,7 +15,7 @@ import numpy as np
 from brainseg_runtime.bundle import Precision
 from brainseg_runtime.certificate import Certificate, Parity, TestScan
 from brainseg_runtime.engines.base import Engine
-from brainseg_runtime.engines.ort import OrtEngine
+from brainseg_runtime.engines.choice import EngineName, make_engine
 from brainseg_runtime.errors import BundleInvalid
 from brainseg_runtime.labels import decide
 from brainseg_runtime.overlap import dice
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from brainseg_export.card import figures
 
-__all__ = ["ENOUGH", "Form", "Reference", "certify", "measure", "reference_scans", "require"]
+__all__ = ["ENOUGH", "OPTIONAL", "Form", "Reference", "certify", "measure", "reference_scans", "require"]
 
 ENOUGH = 4
 """Scans that a certificate rests on: those with the largest regions, where one voxel decides least."""
@@ -51,6 +51,7 @@ class Form:
     data: bytes
     precision: Precision
     proves: str
+    engine: EngineName = "ort"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +118,14 @@ def certify(
     return Certificate(keras, scans, tuple(measure(form, references, spec) for form in forms))
 
 
+OPTIONAL = frozenset({"bf16"})
+"""Precisions that a model may fail: the certificate says so, and the runtime does not run them."""
+
+
 def measure(form: Form, references: Sequence[Reference], spec: ModelSpec) -> Parity:
     """The largest difference of logits and the smallest Dice of every region, over all scans."""
     difference, overlaps = 0.0, {region.name: 1.0 for region in spec.regions}
-    with closing(OrtEngine(form.data, spec, form.precision)) as engine:
+    with closing(make_engine(form.engine, form.data, spec, form.precision)) as engine:
         for reference in references:
             logits = predict(reference.prepared.data, engine, spec)
             scale = np.maximum(1.0, np.abs(reference.logits))
@@ -135,7 +140,8 @@ def measure(form: Form, references: Sequence[Reference], spec: ModelSpec) -> Par
 
 def require(certificate: Certificate) -> None:
     """Refuse a certificate with a form that misses its bounds, ``E_PARITY`` with the figures."""
-    failed = [parity for parity in certificate.parities if not parity.passed]
+    needed = (parity for parity in certificate.parities if parity.identity.precision not in OPTIONAL)
+    failed = [parity for parity in needed if not parity.passed]
     if failed:
         raise BundleInvalid(
             "E_PARITY",

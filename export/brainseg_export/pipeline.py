@@ -3,8 +3,9 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any, Literal
 
 import onnx
 from brainseg_runtime.bundle import GRAPHS, Bundle, Golden, write_bundle
-from brainseg_runtime.engines.ort import OrtEngine
-from brainseg_runtime.errors import ScanRefused, UsageRefused
+from brainseg_runtime.engines.choice import ENGINES, installed, make_engine
+from brainseg_runtime.errors import EngineUnavailable, ScanRefused, UsageRefused
 from brainseg_runtime.scans import Found, find_scans, read
 from brainseg_runtime.selftest import check
 from brainseg_runtime.spec import ModelSpec
@@ -21,9 +22,11 @@ from brainseg_runtime.volume import Volume
 
 from brainseg_export import golden, parity, verify
 from brainseg_export.card import INTENDED_USE, write_card
+from brainseg_export.graph import stamped
 from brainseg_export.half import to_half
+from brainseg_export.locality import halo, require_local, working_bytes
 from brainseg_export.model import keras_engine, load, to_logits
-from brainseg_export.parity import Form, certify, reference_scans
+from brainseg_export.parity import Form, Reference, certify, reference_scans
 from brainseg_export.walker import walk
 from brainseg_export.witness import convert
 
@@ -102,18 +105,23 @@ def export(
     training, scans = _training(source.run), find_scans(source.scans, spec)
     model = load(source.model)
     logits = to_logits(model, spec)
-    forms = _product(logits, spec, via, say)
+    graph = walk(logits, spec) if via == "walker" else convert(logits, spec)
+    say(f"{via}: {len(graph.graph.node)} nodes")
+    require_local(graph, spec)
     keras = keras_engine(logits)
     references = reference_scans(_volumes(scans, say), keras, spec, say)
-    if via == "walker":
-        forms = [_witness(logits, spec, say), *forms]
-    say(f"parity: {len(forms)} graphs on {', '.join(r.volume.scan for r in references)}")
+    spec = _measured(spec, graph, references, say)
+    files = {GRAPHS["fp32"]: _bytes(stamped(graph, spec)), GRAPHS["fp16"]: _bytes(to_half(graph))}
+    forms = [_witness(logits, spec, say)] if via == "walker" else []
+    forms += _forms(files, spec, via, say)
+    say(f"parity: {len(forms)} forms on {', '.join(r.volume.scan for r in references)}")
     certificate = certify(forms, references, spec, _reference(model))
     parity.require(certificate)
     answer = golden.choose(references, keras, spec)
-    files = {form.graph: form.data for form in forms if form.graph in GRAPHS.values()}
-    for precision, name in GRAPHS.items():
-        check(OrtEngine(files[name], spec, precision), Golden.from_npz(answer.to_npz()))
+    for form, measured in zip(forms, certificate.parities, strict=True):
+        if form.graph in files and measured.passed:
+            with closing(make_engine(form.engine, form.data, spec, form.precision)) as engine:
+                check(engine, Golden.from_npz(answer.to_npz()))
     provenance = _provenance(source, model, files, via)
     card = write_card(spec, certificate, licence.name, provenance, training)
     bundle = write_bundle(
@@ -135,14 +143,35 @@ def export(
     return bundle
 
 
-def _product(logits: Model, spec: ModelSpec, via: Via, say: Say) -> list[Form]:
-    """The graphs that the bundle will hold."""
-    graph = walk(logits, spec) if via == "walker" else convert(logits, spec)
-    say(f"{via}: {len(graph.graph.node)} nodes")
-    return [
-        Form(GRAPHS["fp32"], _bytes(graph), "fp32", PROVES[via, "fp32"]),
-        Form(GRAPHS["fp16"], _bytes(to_half(graph)), "fp16", PROVES[via, "fp16"]),
-    ]
+def _measured(
+    spec: ModelSpec, graph: onnx.ModelProto, references: Sequence[Reference], say: Say
+) -> ModelSpec:
+    """The spec, with what only the finished network can tell."""
+    spec = replace(spec, working_bytes=working_bytes(graph, spec))
+    best = next(name for name in ENGINES if installed(name))
+    with closing(make_engine(best, _bytes(graph), spec)) as engine:
+        spec = replace(spec, halo=halo([r.prepared.data for r in references], engine, spec))
+    seen = f", slabs with a halo of {spec.halo} voxels" if spec.halo else ""
+    say(f"scheme {spec.scheme}{seen}, {spec.working_bytes} bytes of activations a voxel")
+    return spec
+
+
+def _forms(files: Mapping[str, bytes], spec: ModelSpec, via: Via, say: Say) -> list[Form]:
+    """The bundle's graphs on every engine that is installed, in every precision that runs here."""
+    forms = []
+    for name, kind in ENGINES.items():
+        if not installed(name):
+            say(f"{name} is not installed: the certificate will not cover it. {kind.install}")
+            continue
+        for precision in kind.precisions:
+            data = files[GRAPHS[precision]]
+            try:
+                make_engine(name, data, spec, precision).close()
+            except EngineUnavailable as error:
+                say(f"{name} in {precision} is left out: {error.received}")
+            else:
+                forms.append(Form(GRAPHS[precision], data, precision, PROVES[via, precision], name))
+    return forms
 
 
 def _witness(logits: Model, spec: ModelSpec, say: Say) -> Form:
@@ -152,20 +181,24 @@ def _witness(logits: Model, spec: ModelSpec, say: Say) -> Form:
 
 
 _ROUNDING = (
-    "its weights survive the rounding to FP16. On a CPU ONNX Runtime computes an FP16 graph in FP32: this "
+    "its weights survive the rounding to FP16. On a CPU the engines compute an FP16 graph in FP32: this "
     "proves nothing about FP16 arithmetic."
 )
+
+_BFLOAT = "computed in bfloat16, which this engine does by itself on a CPU that has it."
 
 PROVES: Mapping[str | tuple[str, str], str] = {
     "tf2onnx": "an independent converter reads the same function out of the Keras model.",
     ("walker", "fp32"): "the clean graph computes what Keras computes, in FP32 on this engine.",
     ("walker", "fp16"): _ROUNDING,
+    ("walker", "bf16"): _BFLOAT,
     (
         "tf2onnx",
         "fp32",
     ): "tf2onnx' graph, shipped by --via tf2onnx, computes what Keras computes; it may hold any "
     "ONNX operator, and there is no second converter to witness it.",
     ("tf2onnx", "fp16"): _ROUNDING,
+    ("tf2onnx", "bf16"): _BFLOAT,
 }
 """What each measurement shows and what it does not, in words that follow the graph's name."""
 
@@ -212,11 +245,12 @@ def _provenance(source: Source, model: Model, files: Mapping[str, bytes], via: V
             "python": platform.python_version(),
             "tensorflow": _tensorflow(),
             **{name: version(name) for name in PACKAGES},
+            **{kind.module: version(kind.module) for name, kind in ENGINES.items() if installed(name)},
         },
     }
 
 
-PACKAGES = ("keras", "onnx", "onnxruntime", "tf2onnx", "numpy", "brainseg-runtime", "brainseg-export")
+PACKAGES = ("keras", "onnx", "tf2onnx", "numpy", "brainseg-runtime", "brainseg-export")
 
 
 def _training(run: Path | None) -> str:

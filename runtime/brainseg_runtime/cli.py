@@ -303,7 +303,8 @@ def _sentence(event: dict[str, Any]) -> str:
             engine = event["engine"]
             return (
                 f"model {event['model']['name']}, engine {engine['engine']} {engine['version']} "
-                f"({engine['provider']}, {engine['device']}, {engine['precision']}), {event['engine_choice']}. "
+                f"({engine['provider']}, {engine['device']}, {engine['precision']}), "
+                f"{event['engine_choice']}. "
                 f"Input: {event['input']}. "
                 "Research use only, not a medical device."
             )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from brainseg_export import pipeline, verify
 from brainseg_export.graph import ALLOWED_OPS, operators
 from brainseg_export.pipeline import Licence, Source, export
+from brainseg_runtime import certificate
 from brainseg_runtime.bundle import Bundle
 from brainseg_runtime.errors import BundleInvalid, ScanRefused, UsageRefused
 from brainseg_runtime.scans import find_scans, read
@@ -51,17 +53,49 @@ def test_a_bundle_holds_what_the_design_says(bundle):
     assert set(operators(onnx.load_from_string(bundle.read("model.onnx")))) <= ALLOWED_OPS
 
 
-def test_the_certificate_speaks_of_three_graphs_on_whole_scans(bundle):
+def test_the_certificate_speaks_of_every_graph_on_every_engine(bundle):
     """The witness, FP32 and FP16, each within its bounds; FP16 says what it does not prove."""
-    certificate = bundle.certificate
-    found = {(p.graph, p.identity.precision): p for p in certificate.parities}
-    assert set(found) == {("tf2onnx", "fp32"), ("model.onnx", "fp32"), ("model.fp16.onnx", "fp16")}
-    assert all(parity.passed for parity in certificate.parities)
-    assert found["model.onnx", "fp32"].logits < 1e-4
-    assert found["model.fp16.onnx", "fp16"].logits > 1e-6
-    assert "nothing about FP16 arithmetic" in found["model.fp16.onnx", "fp16"].proves
-    assert {scan.scan for scan in certificate.scans} == {"p0", "p1"}
-    assert all(min(scan.regions_ml.values()) > 0 for scan in certificate.scans)
+    proof = bundle.certificate
+    found = {(p.graph, p.identity.engine, p.identity.precision): p for p in proof.parities}
+    graphs = [("model.onnx", "fp32"), ("model.fp16.onnx", "fp16")]
+    expected = {(graph, engine, p) for engine in ("ort", "openvino") for graph, p in graphs}
+    assert set(found) - {("model.onnx", "openvino", "bf16")} == expected | {("tf2onnx", "ort", "fp32")}
+    assert all(p.passed for p in proof.parities if p.identity.precision != "bf16")
+    for engine in ("ort", "openvino"):
+        assert found["model.onnx", engine, "fp32"].logits < 1e-4
+        assert found["model.fp16.onnx", engine, "fp16"].logits > 1e-6
+        assert "nothing about FP16 arithmetic" in found["model.fp16.onnx", engine, "fp16"].proves
+    assert {scan.scan for scan in proof.scans} == {"p0", "p1"}
+    assert all(min(scan.regions_ml.values()) > 0 for scan in proof.scans)
+
+
+def test_bfloat16_runs_only_where_the_certificate_lets_it(bundle, monkeypatch):
+    """It may fail without failing the bundle; then it is refused, 6."""
+    entries = [p for p in bundle.certificate.parities if p.identity.precision == "bf16"]
+    if not entries:
+        pytest.skip("this CPU does not compute in bfloat16")
+    assert entries[0].logits > 1e-5
+    if entries[0].passed:
+        load(bundle.folder, "openvino", precision="bf16").close()
+    strict = {**certificate.BOUNDS, "bf16": certificate.Bounds(1e-9, 1.0)}
+    monkeypatch.setattr(certificate, "BOUNDS", strict)
+    with pytest.raises(BundleInvalid, match=r"E_UNCERTIFIED.*failed parity"):
+        load(bundle.folder, "openvino", precision="bf16")
+
+
+def test_without_openvino_the_certificate_is_silent_about_it(run, tmp_path, monkeypatch):
+    """Then auto takes ONNX Runtime and says why, and a demand for OpenVINO is refused."""
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "openvino", None)
+        lines = []
+        made = export(Source.of(run), tmp_path / "bundle", lines.append)
+    assert any("openvino is not installed" in line for line in lines)
+    assert {p.identity.engine for p in made.certificate.parities} == {"ort"}
+    with load(made.folder) as segmenter:
+        assert segmenter.engine.identity.engine == "ort"
+        assert "not covered" in segmenter.why
+    with pytest.raises(BundleInvalid, match="E_UNCERTIFIED"):
+        load(made.folder, "openvino")
 
 
 def test_provenance_says_where_the_bundle_comes_from(bundle, run):
