@@ -15,7 +15,7 @@ __all__ = ["FLAGS", "Flag", "quality_flags"]
 FLAGS: Mapping[str, str] = {
     "Q_EMPTY": "no tumour was found",
     "Q_BORDERLINE": "a region is about as small as what is dropped as a speck",
-    "Q_EDGE": "the mask reaches the edge of the brain or of the image, and may go on outside",
+    "Q_EDGE": "the mask reaches the edge of the brain's box or of the image, and may go on outside",
     "Q_UNSURE": "a region's volume depends much on where the threshold lies",
     "Q_IMPLAUSIBLE": "a region is larger than tumours are",
 }
@@ -61,23 +61,23 @@ def quality_flags(
 
 
 def _edges(segmentation: Segmentation, placement: Placement) -> list[Flag]:
-    """A flag for every face of the brain's box that the mask lies on; beyond the box there is no mask."""
-    mask = placement.reorientation.apply(segmentation.labels)[placement.box] > 0
+    """One flag that names every face of the brain's box that the mask lies on.
+
+    Beyond the box there is no mask; where the image ends there, the box does too.
+    """
+    box = placement.reorientation.apply(segmentation.labels)[placement.box]
     spacing = placement.reorientation.geometry(placement.scan).spacing
-    whole = placement.reorientation.geometry(placement.scan).shape
-    flags = []
+    contacts = {}
     for axis, sides in enumerate(SIDES):
         pixel = float(np.prod([mm for a, mm in enumerate(spacing) if a != axis]))
-        ends = (placement.start[axis] == 0, placement.stop[axis] == whole[axis])
-        for side, at, is_image_edge in zip(sides, (0, -1), ends, strict=True):
-            area = round(float(np.count_nonzero(mask.take(at, axis=axis))) * pixel, 1)
+        for side, at in zip(sides, (0, -1), strict=True):
+            area = round(np.count_nonzero(np.moveaxis(box, axis, 0)[at]) * pixel, 1)
             if area >= EDGE_MM2:
-                edge = "image" if is_image_edge else "brain"
-                words = (
-                    f"The mask lies on the {side} edge of the {edge} with {area:g} mm2; it may go on outside."
-                )
-                flags.append(Flag("Q_EDGE", words, numbers={"area_mm2": area}))
-    return flags
+                contacts[f"{side}_mm2"] = area
+    if not contacts:
+        return []
+    where = ", ".join(f"{name.removesuffix('_mm2')} ({area:g} mm2)" for name, area in contacts.items())
+    return [Flag("Q_EDGE", f"The mask reaches the edge and may go on outside: {where}.", numbers=contacts)]
 
 
 def _borderline(region: str, ml: float, doubt: VolumeRange, smallest: float) -> list[Flag]:

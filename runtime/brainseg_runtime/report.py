@@ -33,7 +33,7 @@ __all__ = ["MAX_VOXELS", "draw_report", "write_index"]
 
 MAX_VOXELS = 4_000_000
 """Voxels of a page's scene: a head at 1 mm has fewer. At 4 modalities they take some 3 MB."""
-JPEG_QUALITY = 72
+JPEG_QUALITY = 80
 THUMBNAIL_PIXELS = 160
 
 Contents = Mapping[str, Any]
@@ -328,8 +328,8 @@ def _card(folder: Path, path: Path) -> str:
     scan = str(contents["scan"])
     page = attachment_path(folder, scan, "report")
     volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in contents["volumes_ml"].items())
-    flags = len(contents.get("flags", ()))
-    look = f'<p class="faint">{flags} to look twice at</p>' if flags else ""
+    flags = ", ".join(dict.fromkeys(str(flag["code"]) for flag in contents.get("flags", ())))
+    look = f'<p class="faint">look twice: {escape(flags)}</p>' if flags else ""
     title, picture = escape(scan), '<div class="blank"></div>'
     if "report" in contents.get("attachments", {}) and page.is_file():
         link = escape("./" + quote(page.name))

@@ -237,13 +237,17 @@ def _focus(lesion: NDArray[np.bool_]) -> Shape:
         sizes = np.bincount(pieces.ravel())
         sizes[0] = 0
         lesion = pieces == sizes.argmax()
-        x, y, z = (
-            int(np.count_nonzero(lesion, axis=tuple(a for a in range(3) if a != axis)).argmax())
-            for axis in range(3)
-        )
+        x, y, z = (_largest(lesion, axis) for axis in range(3))
     else:
         x, y, z = (n // 2 for n in lesion.shape)
     return x, y, z
+
+
+def _largest(lesion: NDArray[np.bool_], axis: int) -> int:
+    """The slice with most of a lesion; the middle one of several."""
+    areas = np.count_nonzero(lesion, axis=tuple(a for a in range(3) if a != axis))
+    largest = np.flatnonzero(areas == areas.max())
+    return int(largest[len(largest) // 2])
 
 
 def _sizes(whole: Scene, mm: float) -> Shape:

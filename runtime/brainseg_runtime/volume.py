@@ -75,8 +75,10 @@ class Segmentation:
 
     def volumes_ml(self) -> dict[str, float]:
         """Volume of every region, in ml."""
-        counts = np.bincount(self.labels.ravel(), minlength=256)
+        # One comparison a label is many times faster than a bincount, which widens every voxel first.
+        held = {value for values in self.regions.values() for value in values}
+        counts = {value: np.count_nonzero(self.labels == value) for value in held}
         return {
-            region: float(counts[list(values)].sum() * self.geometry.voxel_volume / 1000.0)
+            region: sum(counts[value] for value in values) * self.geometry.voxel_volume / 1000.0
             for region, values in self.regions.items()
         }
