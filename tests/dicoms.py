@@ -34,7 +34,7 @@ class Grid:
 
     rows: int = 48
     columns: int = 64
-    slices: int = 24
+    slices: int = 16
     row_mm: float = 1.25
     column_mm: float = 1.0
     slice_mm: float = 3.0
