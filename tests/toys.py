@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from itertools import permutations, product
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import onnx
 from brainseg_runtime.bundle import Bundle, Golden, write_bundle
@@ -14,7 +15,7 @@ from brainseg_runtime.engines.function import FunctionEngine
 from brainseg_runtime.geometry import Geometry, Reorientation
 from brainseg_runtime.nifti import write_image
 from brainseg_runtime.spec import Label, Modality, ModelSpec, Region
-from brainseg_runtime.volume import Volume
+from brainseg_runtime.volume import Segmentation, Volume
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -166,3 +167,33 @@ def write_scan(folder: Path, volume: Volume, suffix: str = ".nii.gz") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for c, name in enumerate(("t1n", "t1c", "t2w", "t2f")):
         write_image(folder / f"{folder.name}-{name}{suffix}", volume.data[..., c], volume.geometry)
+
+
+def phantom(codes: str = "LPS", *, empty: bool = False, scan: str = "phantom") -> tuple[Volume, Segmentation]:
+    """A head of 1 mm voxels stored as ``codes`` say, with a nested lesion on its left, in front and high.
+
+    Made in mm, so that no storage order has a say in where the lesion is.
+    """
+    spec = toy_spec()
+    size = np.array((90, 110, 80))  # along R, A, S
+    order = nibabel.orientations.axcodes2ornt(codes)
+    shape = tuple(int(size[int(axis)]) for axis in order[:, 0])
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for axis, (world, sign) in enumerate(order):
+        affine[int(world), axis] = sign
+        affine[int(world), 3] = -sign * (shape[axis] - 1) / 2
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
+    mm = grid @ affine[:3, :3].T + affine[:3, 3]
+    inside = ((mm / (40, 50, 35)) ** 2).sum(-1) < 1
+    far = np.linalg.norm(mm - (-18, 20, 12), axis=-1)
+    labels = np.select([far < 5, far < 9, far < 13], [1, 3, 2], 0).astype(np.uint8)
+    labels[np.abs(mm - (-18, 20, 12)).max(-1) > 12] = 0
+    noise = np.random.default_rng(0).normal(100, 4, (*shape, 4))
+    data = np.where(inside[..., None], noise + 40 * (far < 13)[..., None], 0).astype(np.float32)
+    geometry = Geometry((shape[0], shape[1], shape[2]), affine)
+    if empty:
+        labels[:] = 0
+    return Volume(data, geometry, scan=scan), Segmentation(
+        labels, geometry, spec.label_names, spec.region_labels, scan=scan
+    )
