@@ -165,6 +165,41 @@ def score(
     typer.echo(page(answers, scores))
 
 
+@app.command()
+def store(
+    data: DataPath,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The store, x.h5.", show_default=False)],
+    config: Annotated[
+        str, typer.Option(help="A TOML file, or a recipe: what the network's grid is like.")
+    ] = "glioma",
+) -> None:
+    """Prepare a data set once, into one HDF5 file that fit takes: BraTS, MSD, nnU-Net, figshare import.
+
+    Exit status: 0 done, 2 usage, 3 the scans do not do, 4 some scans refused, the rest stored, 7 output not
+    writable.
+    """
+    from brainseg_trainer.progress import Progress
+    from brainseg_trainer.sources import open_source
+    from brainseg_trainer.store import write_store
+
+    found = open_source(data, config)
+    progress = Progress()
+    made = write_store(
+        output,
+        found.scans,
+        data,
+        found.spec,
+        found.origins,
+        lambda done, total: progress("preparing scans", done, total),
+    )
+    for scan, refusal in made.refused.items():
+        typer.echo(f"{scan}: {refusal}", err=True)
+    patients = len({scan.patient for scan in made.scans})
+    folds = len({scan.fold for scan in made.scans})
+    typer.echo(f"{len(made.scans)} scans of {patients} patients in {folds} folds: {made.path}")
+    raise typer.Exit(4 if made.refused else 0)
+
+
 figshare_app = typer.Typer(no_args_is_help=True, help="The slices of figshare 1512427.", **PLAIN)
 app.add_typer(figshare_app, name="figshare")
 
