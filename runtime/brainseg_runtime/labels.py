@@ -32,16 +32,29 @@ def drop_specks(labels: NDArray[np.uint8], spec: ModelSpec, voxel_volume: float)
     there is none.
     """
     smallest = spec.min_volume_mm3 / voxel_volume
+    if smallest <= 1 or not labels.any():
+        return labels
     labels = labels.copy()
+    # A tumour is a small part of a scan: nothing outside its box can change.
+    box = labels[_box(labels)]
     for region in spec.regions:
-        mask = np.isin(labels, region.labels)
-        pieces = components(mask)
-        sizes = np.bincount(pieces.ravel())
-        small = sizes < smallest
+        pieces = components(np.isin(box, region.labels))
+        small = np.bincount(pieces.ravel()) < smallest
         small[0] = False
         if small.any():
-            labels[small[pieces]] = _around(region, spec)
+            box[small[pieces]] = _around(region, spec)
     return labels
+
+
+def _box(labels: NDArray[np.uint8]) -> tuple[slice, ...]:
+    """The smallest box around every voxel that has a label; at least one has."""
+    box: tuple[slice, ...] = ()
+    for axis in range(labels.ndim):
+        # Axis after axis on what is left, so that the whole volume is looked at once.
+        left = labels[box]
+        (hit,) = np.nonzero(left.any(axis=tuple(a for a in range(labels.ndim) if a != axis)))
+        box += (slice(int(hit[0]), int(hit[-1]) + 1),)
+    return box
 
 
 def components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
