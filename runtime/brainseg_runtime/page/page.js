@@ -78,21 +78,29 @@ function draw() {
       pen.globalAlpha = 1;
     }
     letters(pen, figure.dataset.sides.split(" "), box);
-    const words = `${at[plane] + 1} / ${count[plane]}`;
-    figure.querySelector("output").textContent = words;
-    const slider = figure.querySelector("input");
-    slider.value = at[plane];
-    slider.setAttribute("aria-valuetext", "slice " + words.replace("/", "of"));
-    figure.dataset.at = at[plane];
   }
   page.dataset.state = "drawn";
 }
 
-let waiting = false;
+function tell() {
+  for (const figure of figures) {
+    const plane = figure.dataset.plane, slider = figure.querySelector("input");
+    const words = `${at[plane] + 1} / ${count[plane]}`;
+    figure.querySelector("output").textContent = words;
+    slider.value = at[plane];
+    slider.setAttribute("aria-valuetext", "slice " + words.replace("/", "of"));
+    figure.dataset.at = at[plane];
+  }
+}
+
+let waiting = false, settling = 0;
 function redraw() {
+  tell();
+  clearTimeout(settling);
+  settling = setTimeout(remember, 250); // browsers bound how often an address may change
   if (waiting) return;
   waiting = true;
-  requestAnimationFrame(() => { waiting = false; draw(); remember(); });
+  requestAnimationFrame(() => { waiting = false; draw(); });
 }
 
 function go(plane, n) {
@@ -168,7 +176,9 @@ form.addEventListener("submit", (event) => event.preventDefault());
 window.addEventListener("resize", redraw);
 window.addEventListener("hashchange", () => { recall(); redraw(); });
 recall();
-Promise.all([...document.querySelectorAll("img.sheet")].map((image) => image.decode())).then(draw, (error) => {
+tell();
+window.addEventListener("load", () => {
+  if ([...document.querySelectorAll("img.sheet")].every((image) => image.naturalWidth > 0)) return draw();
   page.dataset.state = "failed";
-  document.getElementById("trouble").textContent = "The pictures of this page cannot be shown: " + error.message;
+  document.getElementById("trouble").textContent = "The pictures of this page are damaged.";
 });
