@@ -1,6 +1,7 @@
 """The DICOM objects of one result, each read back from disk before it counts."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pydicom
 
 from brainseg_runtime.dicom import seg, sr
 from brainseg_runtime.dicom.seg import Origin, SegType, make_seg, to_bytes
+from brainseg_runtime.errors import BrainsegError, ScanRefused
 from brainseg_runtime.files import remove, write_atomically
 from brainseg_runtime.outputs import ATTACHMENTS, Attachment, AttachmentKind
 from brainseg_runtime.volume import Segmentation
@@ -41,7 +43,9 @@ def _seg_saver(
     segmentation: Segmentation, headers: tuple[pydicom.Dataset, ...], form: SegType
 ) -> Callable[[Path, Contents], None]:
     def save(path: Path, contents: Contents) -> None:
-        write_atomically(path, to_bytes(make_seg(segmentation, Origin(headers, contents), form)))
+        with _told_without_values():
+            data = to_bytes(make_seg(segmentation, Origin(headers, contents), form))
+        write_atomically(path, data)
         _checked(path, lambda written: seg.require_equal(written, segmentation))
 
     return save
@@ -55,11 +59,27 @@ def _report_saver(
         measured = sr.measure(segmentation)
         notes = [str(flag["words"]) for flag in contents.get("flags", ())]
         notes += [str(warning) for warning in contents.get("warnings", ())]
-        report = sr.make_report(segmentation, Origin(headers, contents), drawn, measured, notes)
-        write_atomically(path, to_bytes(report))
+        with _told_without_values():
+            data = to_bytes(sr.make_report(segmentation, Origin(headers, contents), drawn, measured, notes))
+        write_atomically(path, data)
         _checked(path, lambda written: sr.require_equal(written, measured))
 
     return save
+
+
+@contextmanager
+def _told_without_values() -> Iterator[None]:
+    """Let no error out whose words may hold what stands in a header."""
+    try:
+        yield
+    except (BrainsegError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise ScanRefused(
+            "E_DICOM_DAMAGED",
+            f"the headers of the study do not allow a DICOM result ({type(error).__name__}).",
+            "Correct the study, or ask for the mask alone with --output-type nifti.",
+        ) from None
 
 
 def _checked(path: Path, check: Callable[[bytes], None]) -> None:

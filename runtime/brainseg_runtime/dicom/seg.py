@@ -1,6 +1,6 @@
 """A segmentation as a DICOM SEG on the geometry of the series that it was drawn on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
@@ -10,9 +10,11 @@ import highdicom as hd
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
+from pydicom.valuerep import DA, DT, TM
 
 from brainseg_runtime.dicom.coding import BRAIN, finding, uid_of
 from brainseg_runtime.dicom.stack import RAS_FROM_LPS
@@ -154,6 +156,9 @@ def stamp(dataset: Dataset, origin: Origin, kind: str) -> Dataset:
     for name in ("InstanceCreationDate", "InstanceCreationTime"):
         if name in dataset:
             delattr(dataset, name)
+    for item in dataset.get("ContributingEquipmentSequence") or ():
+        if "ContributionDateTime" in item:  # highdicom signs with the time of day
+            item.ContributionDateTime = date + time
     organization = origin.uid("dimensions", kind)
     for sequence in ("DimensionOrganizationSequence", "DimensionIndexSequence"):
         for item in dataset.get(sequence) or ():
@@ -226,7 +231,22 @@ def without_private(header: Dataset) -> Dataset:
     plain = Dataset()
     plain.update({tag: header[tag] for tag in header.keys() if not tag.is_private})  # noqa: SIM118
     plain.file_meta = header.file_meta
+    # A date that is none says nothing, and highdicom would refuse the whole study for it.
+    for element in plain:
+        if element.VR in _CLOCK and element.VM <= 1 and not _is_valid(element):
+            element.value = ""
     return plain
+
+
+def _is_valid(element: DataElement) -> bool:
+    try:
+        _CLOCK[element.VR](element.value or None)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+_CLOCK: Mapping[str, Callable[[Any], Any]] = {"DA": DA, "TM": TM, "DT": DT}
 
 
 def _placed(

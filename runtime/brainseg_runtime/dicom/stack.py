@@ -31,6 +31,10 @@ _EXPORT_AGAIN = "Export the series again; brainseg takes complete, rectangular s
 Vector = NDArray[np.float64]
 
 
+class _Unfit(Exception):
+    """What a series has that no stack has, in words that hold nothing from its headers."""
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One slice, as its header describes it."""
@@ -77,10 +81,10 @@ def plan(series: Series) -> Plan:
     try:
         frames = tuple(frames_of(series))
         shape = _one_shape(series)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, ScanRefused):
-            raise
-        raise _irregular(series, f"lacks what places it in the patient ({error})") from error
+    except _Unfit as error:
+        raise _irregular(series, f"has {error}") from error
+    except Exception as error:  # pydicom fails in many ways; its words may hold what stands in the file
+        raise _irregular(series, f"lacks what places it in the patient ({type(error).__name__})") from error
     rows, columns = shape
     _check_size(series, rows, columns, len(frames))
     _check_frames(series, frames)
@@ -109,7 +113,7 @@ def frames_of(series: Series) -> Iterator[Frame]:
             yield from _enhanced_frames(n, header)
         else:
             if int(header.get("NumberOfFrames") or 1) != 1:
-                raise ValueError("many frames without functional groups")
+                raise _Unfit("many frames without functional groups")
             yield _frame(n, 0, header, header, header, header)
 
 
@@ -152,7 +156,7 @@ def _enhanced_frames(n: int, header: Dataset) -> Iterator[Frame]:
     shared = header.SharedFunctionalGroupsSequence[0]
     own = header.PerFrameFunctionalGroupsSequence
     if len(own) != int(header.NumberOfFrames):
-        raise ValueError("another number of frames than of their descriptions")
+        raise _Unfit("another number of frames than of their descriptions")
     for index, group in enumerate(own):
 
         def macro(name: str, group: Dataset = group) -> Dataset:
@@ -180,7 +184,7 @@ def _frame(
     origin: str | None = None,
 ) -> Frame:
     if "ModalityLUTSequence" in scaling:
-        raise ValueError("a table of intensities instead of slope and intercept")
+        raise _Unfit("a table of intensities instead of slope and intercept")
     spacing = measures.PixelSpacing
     slope, intercept = scaling.get("RescaleSlope"), scaling.get("RescaleIntercept")
     return Frame(
@@ -201,12 +205,12 @@ def _one_shape(series: Series) -> tuple[int, int]:
     for instance in series.instances:
         header = instance.header
         if int(header.get("SamplesPerPixel", 1)) != 1 or header.PhotometricInterpretation != "MONOCHROME2":
-            raise ValueError("pixels that are not of one grey channel")
+            raise _Unfit("pixels that are not of one grey channel")
         if "MOSAIC" in _words(header.get("ImageType")):
-            raise ValueError("a mosaic of slices in one image")
+            raise _Unfit("a mosaic of slices in one image")
         shapes.add((int(header.Rows), int(header.Columns)))
     if len(shapes) != 1:
-        raise ValueError("slices of different sizes")
+        raise _Unfit("slices of different sizes")
     return shapes.pop()
 
 
