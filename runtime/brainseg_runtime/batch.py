@@ -1,4 +1,4 @@
-"""A folder of scans through one segmenter: read ahead, go on after a bad one, skip what is done."""
+"""Scans through one segmenter, one read and one written beside the one computed; a bad one stops no other."""
 
 import resource
 import sys
@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from brainseg_runtime.attachments import attachments_of
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
@@ -24,7 +25,7 @@ from brainseg_runtime.outputs import (
     write_table,
 )
 from brainseg_runtime.report import write_index
-from brainseg_runtime.segmenter import Segmenter
+from brainseg_runtime.segmenter import Computed, Ready, Segmenter
 from brainseg_runtime.volume import Segmentation, Volume
 
 __all__ = ["Done", "Failed", "Outcome", "Skipped", "exit_status", "run"]
@@ -83,7 +84,8 @@ class Findings(Protocol):
 
 
 Outcome = Done | Skipped | Failed
-Fetched = tuple[Volume, float] | Skipped
+Fetched = Ready | Skipped
+T = TypeVar("T")
 
 
 def run(
@@ -99,7 +101,8 @@ def run(
 
     With the attachment ``report`` an index of all pages is written too.
 
-    The next scan is read while this one is computed.
+    Three scans are in hand: while one is computed, the next is read and prepared and the last is labelled
+    and written. Outcomes come in the order of the scans.
 
     Raises:
         OutputUnwritable: ``E_OUTPUT``; it stops the run, since no other scan could be written either.
@@ -115,30 +118,50 @@ def run(
         return Failed(scan.id, error)
 
     def fetch(scan: Readable) -> Fetched:
-        started = time.perf_counter()
         if not overwrite and _stands(scan, folder, expected, attachments):
             return Skipped(scan.id)
-        return scan.read(), time.perf_counter() - started
+        started = time.perf_counter()
+        volume = scan.read()
+        read = {"read": round(time.perf_counter() - started, 4)}
+        ready = segmenter.ready(volume)
+        return replace(ready, seconds={**read, **ready.seconds})
+
+    def begin(scan: Readable, fetched: Future[Fetched]) -> Future[Done] | Skipped:
+        answer = fetched.result()
+        if isinstance(answer, Skipped):
+            return answer
+        computed = segmenter.compute(answer)
+        return writer.submit(_finish, segmenter, scan, computed, folder, label_scheme, attachments)
+
+    def settle(scan: Readable, work: Callable[[], T]) -> T | Failed:
+        try:
+            return work()
+        except OutputUnwritable:
+            raise
+        except BrainsegError as error:
+            return fail(scan, error)
+        except MemoryError:
+            return fail(scan, _no_memory(scan))
+        # The other scans must go on whatever one of them brings to light.
+        except Exception as error:  # noqa: BLE001
+            return fail(scan, _unexpected(scan, error))
+
+    def outcome(scan: Readable, begun: Future[Done] | Skipped | Failed) -> Outcome:
+        return settle(scan, begun.result) if isinstance(begun, Future) else begun
 
     try:
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader:
+        with (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writer,
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader,
+        ):
+            behind: Callable[[], Outcome] | None = None
             for scan, fetched in _one_ahead(reader, fetch, found.scans):
-                try:
-                    answer = fetched.result()
-                    if isinstance(answer, Skipped):
-                        yield answer
-                        continue
-                    volume, seconds = answer
-                    yield _segment(segmenter, scan, volume, seconds, folder, label_scheme, attachments)
-                except OutputUnwritable:
-                    raise
-                except BrainsegError as error:
-                    yield fail(scan, error)
-                except MemoryError:
-                    yield fail(scan, _no_memory(scan))
-                # The other scans must go on whatever one of them brings to light.
-                except Exception as error:  # noqa: BLE001
-                    yield fail(scan, _unexpected(scan, error))
+                begun = settle(scan, partial(begin, scan, fetched))
+                if behind is not None:
+                    yield behind()
+                behind = partial(outcome, scan, begun)
+            if behind is not None:
+                yield behind()
     finally:
         write_table(folder)
         if "report" in attachments:
@@ -155,18 +178,17 @@ def exit_status(outcomes: Sequence[object]) -> int:
     return failed[0] if len(set(failed)) == 1 else 3
 
 
-def _segment(
+def _finish(
     segmenter: Segmenter,
     scan: Readable,
-    volume: Volume,
-    seconds: float,
+    computed: Computed,
     folder: Path,
     scheme: LabelScheme,
     kinds: Collection[AttachmentKind],
 ) -> Done:
-    segmentation = segmenter.segment(volume, probabilities="probabilities" in kinds)
+    volume = computed.ready.volume
+    segmentation = segmenter.label(computed, probabilities="probabilities" in kinds)
     record = dict(segmentation.record)
-    record["seconds"] = {"read": round(seconds, 4), **record["seconds"]}
     record["peak_memory_mb"] = _peak_memory_mb()
     if not segmentation.labels.any():
         record["warnings"] = [*record.get("warnings", []), "no tumour found"]

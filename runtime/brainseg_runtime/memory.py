@@ -84,7 +84,7 @@ def _tilings(grid: Shape, spec: ModelSpec) -> list[Tiling]:
 
 
 def _bytes(tiling: Tiling, scan: Shape, spec: ModelSpec, engine: str, batch: int) -> int:
-    """What is alive at once: two scans (one is read ahead), the grid's input and logits, a pass."""
+    """What is alive at once: three scans (read, computed, written), two with logits, and a pass."""
     voxels = scan[0] * scan[1] * scan[2]
     grid = tiling.shape[0] * tiling.shape[1] * tiling.shape[2]
     inputs, outputs = 4 * len(spec.modalities), 4 * spec.output_channels

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from brainseg_runtime import selftest
 from brainseg_runtime.bundle import Bundle, Precision
@@ -16,13 +18,33 @@ from brainseg_runtime.engines.choice import EngineName, choose, open_engine
 from brainseg_runtime.errors import BundleInvalid, UsageRefused
 from brainseg_runtime.labels import drop_specks
 from brainseg_runtime.memory import Plan, plan
-from brainseg_runtime.preprocess import Placement, prepare, restore
+from brainseg_runtime.preprocess import Placement, Prepared, prepare, restore
 from brainseg_runtime.quality import quality_flags
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import predict
 from brainseg_runtime.volume import Segmentation, Volume
 
-__all__ = ["Segmenter", "load"]
+__all__ = ["Computed", "Ready", "Segmenter", "load"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A scan on the network's grid, and how it will be computed."""
+
+    volume: Volume
+    prepared: Prepared
+    plan: Plan
+    seconds: Mapping[str, float]
+    """Of every stage so far."""
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A scan and the network's answer, (i, j, k, R)."""
+
+    ready: Ready
+    logits: NDArray[np.float32]
+    seconds: Mapping[str, float]
 
 
 class Segmenter(AbstractContextManager["Segmenter"]):
@@ -72,39 +94,50 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             BudgetExceeded: ``E_MEMORY``, before anything is computed.
             EngineUnavailable: ``E_ENGINE_FAILED``.
         """
-        clock = [time.perf_counter()]
+        return self.label(self.compute(self.ready(volume)), probabilities=probabilities)
+
+    def ready(self, volume: Volume) -> Ready:
+        """The first step of ``segment``: it needs no engine, so it may run beside another scan's second."""
+        started = time.perf_counter()
         prepared = prepare(volume, self.spec)
         planned = self.plan(prepared.placement)
-        clock.append(time.perf_counter())
-        logits = predict(prepared.data, self.engine, self.spec, self.batch, planned.tiling)
-        clock.append(time.perf_counter())
+        return Ready(volume, prepared, planned, _since(started, "prepare"))
+
+    def compute(self, ready: Ready) -> Computed:
+        """The second step: the network, one scan at a time."""
+        started = time.perf_counter()
+        logits = predict(ready.prepared.data, self.engine, self.spec, self.batch, ready.plan.tiling)
+        return Computed(ready, logits, {**ready.seconds, **_since(started, "infer")})
+
+    def label(self, computed: Computed, *, probabilities: bool = False) -> Segmentation:
+        """The last step: labels on the scan's own grid, beside another scan's second step if need be."""
+        started = time.perf_counter()
+        volume, placement = computed.ready.volume, computed.ready.prepared.placement
         survey = Survey(self.spec, keep_maps=probabilities)
-        labels = restore(logits, prepared.placement, survey)
+        labels = restore(computed.logits, placement, survey)
         labels = drop_specks(labels, self.spec, volume.geometry.voxel_volume)
-        clock.append(time.perf_counter())
-        seconds = [round(b - a, 4) for a, b in pairwise(clock)]
         segmentation = Segmentation(
             labels=labels,
             geometry=volume.geometry,
             names=self.spec.label_names,
             regions=self.spec.region_labels,
             scan=volume.scan,
-            probabilities=survey.maps(prepared.placement),
+            probabilities=survey.maps(placement),
             record={
                 **self.record(),
                 "engine_choice": self.why,
-                "plan": planned.record(),
+                "plan": computed.ready.plan.record(),
                 "inputs": [vars(source) for source in volume.sources],
                 "reference": self.spec.reference,
                 **volume.record,
-                "seconds": dict(zip(("prepare", "infer", "restore"), seconds, strict=True)),
             },
         )
         ranges = survey.ranges(volume.geometry.voxel_volume)
-        flags = quality_flags(segmentation, ranges, prepared.placement, self.spec)
+        flags = quality_flags(segmentation, ranges, placement, self.spec)
         told = {
             "volume_ranges_ml": {k: vars(v) for k, v in ranges.items()},
             "flags": [vars(f) for f in flags],
+            "seconds": {**computed.seconds, **_since(started, "restore")},
         }
         return replace(segmentation, record={**segmentation.record, **told})
 
@@ -165,6 +198,10 @@ def load(
         raise
     identity = {"name": bundle.spec.name, "sha256": bundle.sha256}
     return Segmenter(spec, opened, batch=batch, model=identity, why=choice.why, max_memory=max_memory)
+
+
+def _since(started: float, stage: str) -> dict[str, float]:
+    return {stage: round(time.perf_counter() - started, 4)}
 
 
 def _retiled(spec: ModelSpec, tile: int | None, overlap: float | None) -> ModelSpec:
