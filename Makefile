@@ -35,7 +35,7 @@ demo: setup  ## synthetic scans, training, export, inference on unseen scans, Di
 	$(BIN)/brainseg-train synthetic demo/unseen --count 4 --seed 2
 	$(BIN)/brainseg-train fit demo/train --run runs/demo --config demo
 	$(BIN)/brainseg-export bundle runs/demo -o bundles/demo
-	$(BIN)/brainseg-infer demo/unseen -m bundles/demo -o demo/out --preview --overwrite
+	$(BIN)/brainseg-infer demo/unseen -m bundles/demo -o demo/out --preview --report --overwrite
 	$(BIN)/brainseg-train score demo/out demo/unseen
 
 bundles/demo:

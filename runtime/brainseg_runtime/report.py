@@ -312,9 +312,8 @@ FACTS = ("model", "engine", "engine_choice", "options", "reference", "seconds", 
 
 def _words(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(
-            f"{key} {_words(inner)}" for key, inner in value.items() if inner not in (None, "", {})
-        )
+        told = {key: _words(inner) for key, inner in value.items() if inner not in (None, "", {})}
+        return ", ".join(text if key in ("name", "engine") else f"{key} {text}" for key, text in told.items())
     if isinstance(value, Iterable) and not isinstance(value, str):
         return ", ".join(_words(inner) for inner in value)
     return str(value)
