@@ -299,12 +299,12 @@ def _enhanced(made: Made) -> FileDataset:
         code = _item(CodeValue="C-B0322", CodingSchemeDesignator="SRT", CodeMeaning="Gadolinium")
         dataset.ContrastBolusAgentSequence = DicomSequence([code])
     frames = []
-    for place, n in enumerate(order):
+    for n in order:
         slope, intercept = made.slopes(n)
         frames.append(
             _item(
                 FrameContentSequence=[
-                    _item(StackID="1", InStackPositionNumber=int(n) + 1, DimensionIndexValues=[1, place + 1])
+                    _item(StackID="1", InStackPositionNumber=int(n) + 1, DimensionIndexValues=[1, int(n) + 1])
                 ],
                 PlanePositionSequence=[_item(ImagePositionPatient=[_ds(v) for v in positions[n]])],
                 PixelValueTransformationSequence=[

@@ -208,7 +208,7 @@ def test_a_done_study_is_skipped_until_it_changes(folder, tmp_path):
     assert kinds() == [Done]
 
 
-CANARIES = [  # fmt: skip
+CANARIES = [
     "PatientName",
     "PatientID",
     "PatientBirthName",
