@@ -16,7 +16,7 @@ from onnx import shape_inference
 
 from brainseg_export.graph import ALLOWED_OPS, operators
 
-__all__ = ["halo", "require_local", "working_bytes"]
+__all__ = ["halo", "require_local", "shapes", "working_bytes"]
 
 LOCAL_OPS = ALLOWED_OPS - {"InstanceNormalization"}
 """Operators whose answer at a voxel depends on its neighbourhood alone, however much is seen around it."""
@@ -43,14 +43,14 @@ def working_bytes(model: onnx.ModelProto, spec: ModelSpec) -> int:
     From the graph alone: tensors live from the node that makes them to the last one that reads them.
     """
     side = max(spec.divisor) * 4
-    shapes = _shapes(model, side)
+    sizes = shapes(model, side)
     last = {name: n for n, node in enumerate(model.graph.node) for name in node.input}
     alive: dict[str, int] = {}
     peak = 0
     for n, node in enumerate(model.graph.node):
         taken = node.input[0] if node.op_type in IN_PLACE and last.get(node.input[0]) == n else ""
         alive.pop(taken, None)
-        alive |= {name: 4 * int(np.prod(shapes[name])) for name in node.output if name in shapes}
+        alive |= {name: 4 * int(np.prod(sizes[name])) for name in node.output if name in sizes}
         alive.pop(spec.output_name, None)
         peak = max(peak, sum(alive.values()))
         alive = {name: size for name, size in alive.items() if last.get(name, -1) > n}
@@ -83,7 +83,7 @@ def _saves(tiling: Tiling, shape: Shape, spec: ModelSpec) -> bool:
     return tiling.voxels < Tiling.of(shape, spec).voxels
 
 
-def _shapes(model: onnx.ModelProto, side: int) -> dict[str, tuple[int, ...]]:
+def shapes(model: onnx.ModelProto, side: int) -> dict[str, tuple[int, ...]]:
     """Sizes of every activation for one input of ``side`` voxels along each axis."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)

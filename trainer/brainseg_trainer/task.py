@@ -32,6 +32,8 @@ def glioma_spec(config: TrainConfig, divisor: int) -> ModelSpec:
         tile=config.data.tile,
         divisor=(divisor, divisor, divisor),
         spacing=config.data.spacing,
+        # No preset has statistics of its input, so one pass over the head can stand for many tiles.
+        scheme="whole",
         # Pieces below this size are mostly false, and none of them changes a plan.
         min_volume_mm3=50.0,
     )
