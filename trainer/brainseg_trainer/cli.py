@@ -47,7 +47,10 @@ def synthetic(
 
 @app.command()
 def fit(
-    data: DataPath,
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="A folder of scans with truth, or a store.", show_default=False),
+    ],
     run: Annotated[Path, typer.Option(help="The run's folder.", show_default=False)],
     config: Annotated[
         str | None,
@@ -107,6 +110,38 @@ def evaluate(run: RunPath, data: DataPath) -> None:
     for entry in scores:
         typer.echo(f"{entry.scan}  " + "  ".join(f"{r} {d:.4f}" for r, d in entry.dice.items()))
     _print_dice(metrics(scores), f"{len(scores)} scans of {data}")
+
+
+@app.command()
+def tune(run: RunPath, data: DataPath) -> None:
+    """Choose each region's threshold on scans that the run never saw, and measure calibration.
+
+    The run's spec.json gets the thresholds if whole scans score better with them; export it afterwards.
+    Exit status: 0 done, 2 not a finished run, or scans that it was trained on, 3 the scans do not do,
+    7 output not writable.
+    """
+    _quieten_tensorflow()
+    from brainseg_trainer.dataset import find_training_scans
+    from brainseg_trainer.networks import load_network
+    from brainseg_trainer.progress import Progress
+    from brainseg_trainer.run import RunFolder
+    from brainseg_trainer.tune import tune as choose
+
+    folder = RunFolder(run)
+    spec = folder.read_spec()
+    trained_on = folder.read_metrics()["validation"]["trained_on"]
+    source = find_training_scans(data, spec)
+    tuning = choose(load_network(folder.model), spec, source, trained_on, Progress())
+    folder.write_metrics("thresholds", tuning.as_dict())
+    folder.write_spec(tuning.spec)
+    for region in tuning.spec.regions:
+        name = region.name
+        typer.echo(
+            f"{name}  threshold {region.threshold:.2f} (tried {tuning.thresholds[name]:.2f}: Dice "
+            f"{tuning.before[name]:.4f} -> {tuning.after[name]:.4f})  Brier {tuning.brier[name]:.4f}  "
+            f"calibration error {tuning.calibration_error[name]:.4f}"
+        )
+    typer.echo(f"{folder.spec} {'has the new' if tuning.is_better else 'keeps its'} thresholds")
 
 
 @app.command()

@@ -4,13 +4,13 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
-from brainseg_runtime.errors import UsageRefused
+from brainseg_runtime.errors import ScanRefused, UsageRefused
 from brainseg_runtime.scans import Scan
 from brainseg_runtime.spec import ModelSpec
 
@@ -29,6 +29,7 @@ from brainseg_trainer.figures import draw_curves
 from brainseg_trainer.learner import Learner
 from brainseg_trainer.networks import build_network, divisor, save_network
 from brainseg_trainer.run import RunFolder
+from brainseg_trainer.store import Store
 from brainseg_trainer.task import glioma_spec
 
 __all__ = ["Report", "fit"]
@@ -72,6 +73,8 @@ class _State:
 def fit(data: Path, run: RunFolder, report: Report) -> None:
     """Train as the run's configuration says, or go on from its checkpoint, and fill its folder.
 
+    ``data`` is a folder of scans, or a store that was made from one; scans are held out in the folder.
+
     Raises:
         ScanRefused: where a scan, its truth, or the number of scans does not do.
         BundleInvalid: ``E_SPEC`` where the tile does not suit the network.
@@ -81,13 +84,16 @@ def fit(data: Path, run: RunFolder, report: Report) -> None:
     """
     config = run.read_config()
     spec = glioma_spec(config, divisor(config.network))
-    source = find_training_scans(data, spec)
+    store = _store(data, spec)
+    source = find_training_scans(store.source if store else data, spec)
+    if store:
+        source = replace(source, scans=_stored_scans(store, source))
     training, held_out = split(source.scans, config.data.validation, config.seed)
     run.write_spec(spec)
     keras.utils.set_random_seed(config.seed)
     network = build_network(config.network, len(spec.modalities), spec.output_channels)
     learner = Learner(network, config.training)
-    _Session(run, config, spec, source, training, held_out, learner, report).go()
+    _Session(run, config, spec, source, store, training, held_out, learner, report).go()
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class _Session:
     config: TrainConfig
     spec: ModelSpec
     source: TrainingScans
+    store: Store | None
     training: Sequence[Scan]
     held_out: Sequence[Scan]
     learner: Learner
@@ -106,11 +113,16 @@ class _Session:
     def go(self) -> None:
         """Begin or resume, train to the last step, and leave everything that a run leaves."""
         state = self._begin()
-        examples = prepare_examples(
-            self.source, self.training, self.spec, self.run.cache, partial(self._tell, "preparing scans")
-        )
+        examples = self._examples()
         self._train(state, examples)
         self._finish(state, examples)
+
+    def _examples(self) -> list[Example]:
+        if self.store:
+            return self.store.examples([scan.id for scan in self.training])
+        return prepare_examples(
+            self.source, self.training, self.spec, self.run.cache, partial(self._tell, "preparing scans")
+        )
 
     def _begin(self) -> _State:
         digest = _digest(self.training, self.held_out)
@@ -191,6 +203,28 @@ class _Session:
 
     def _tell(self, stage: str, done: int, total: int, remark: str = "") -> None:
         self.report(stage, done, total, remark)
+
+
+def _store(data: Path, spec: ModelSpec) -> Store | None:
+    """The store that ``data`` is, if it is a file and no folder."""
+    if not data.is_file():
+        return None
+    store = Store.open(data)
+    store.require(spec)
+    return store
+
+
+def _stored_scans(store: Store, source: TrainingScans) -> tuple[Scan, ...]:
+    """The scans that are in a store, for those that are held out are read from their folder."""
+    stored = {scan.id for scan in store.scans}
+    missing = sorted(stored - {scan.id for scan in source.scans})
+    if missing:
+        raise ScanRefused(
+            "E_STORE",
+            f"{store.source} no longer holds {len(missing)} scans of {store.path}, first {missing[0]}.",
+            "Make the store again.",
+        )
+    return tuple(scan for scan in source.scans if scan.id in stored)
 
 
 def _columns(scores: Sequence[Score]) -> dict[str, float]:
