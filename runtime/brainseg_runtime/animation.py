@@ -62,8 +62,15 @@ def draw_animation(head: Scene, segmentation: Segmentation) -> bytes:
         (f"{region} {ml:.1f} ml", region_colours(segmentation)[region])
         for region, ml in segmentation.volumes_ml().items()
     ]
-    angles = [2 * math.pi * n / FRAMES for n in range(FRAMES)]
-    return _gif([_captioned(_frame(bodies, angle, per_mm), angle, legend) for angle in angles])
+    front, back = [], []
+    for angle in (2 * math.pi * n / FRAMES for n in range(FRAMES // 2)):
+        turned = [_turned(body.field, angle) for body in bodies]
+        front.append(_captioned(_frame(bodies, turned, angle, per_mm), angle, legend))
+        # From behind, the same rays run the other way and the sides are swapped.
+        turned = [rays[::-1, ::-1] for rays in turned]
+        angle += math.pi
+        back.append(_captioned(_frame(bodies, turned, angle, per_mm), angle, legend))
+    return _gif(front + back)
 
 
 def _bodies(head: Scene, segmentation: Segmentation) -> list[_Body]:
@@ -102,17 +109,17 @@ def _cells(
     return field.astype(np.float32), mm, (a, b, c)
 
 
-def _frame(bodies: Sequence[_Body], angle: float, per_mm: float) -> "Picture":
+def _frame(bodies: Sequence[_Body], turned: Sequence[Field], angle: float, per_mm: float) -> "Picture":
     """All bodies from one side, ``per_mm`` pixels a mm."""
     from PIL import Image
 
     picture = Image.new("RGBA", (WIDTH, HEIGHT), (0, 0, 0, 255))
-    for body in bodies:
-        seen = Image.fromarray(_seen(body, angle))
-        turned = math.cos(angle) * body.centre[0] + math.sin(angle) * body.centre[1]
+    for body, rays in zip(bodies, turned, strict=True):
+        seen = Image.fromarray(_seen(body, rays))
+        across = math.cos(angle) * body.centre[0] + math.sin(angle) * body.centre[1]
         # Where the picture's pixels fall among the cells: a scaling and a shift.
         step = 1 / (per_mm * body.mm)
-        left = seen.width / 2 - (WIDTH / 2 + turned * per_mm) * step
+        left = seen.width / 2 - (WIDTH / 2 + across * per_mm) * step
         top = seen.height / 2 - (HEIGHT * MIDDLE + body.centre[2] * per_mm) * step
         placed = seen.transform(
             picture.size,
@@ -128,9 +135,8 @@ MIDDLE = 0.47
 """Where the head's middle is, as a part of the frame's height."""
 
 
-def _seen(body: _Body, angle: float) -> NDArray[np.uint8]:
-    """A body's first surface from one side, (rows, columns, RGBA), a pixel a cell."""
-    rays = _turned(body.field, angle)
+def _seen(body: _Body, rays: Field) -> NDArray[np.uint8]:
+    """A body's first surface along rays (depth, across, down): (rows, columns, RGBA), a pixel a cell."""
     hit = rays > SURFACE
     first = hit.argmax(axis=0)
     is_hit = hit.any(axis=0)

@@ -140,7 +140,8 @@ def _footer(draw: "ImageDraw", segmentation: Segmentation, layout: _Layout) -> N
     for end in (right - bar, right):
         draw.line((end, top + 7, end, top + 17), fill=INK, width=2)
     _text(draw, (right - bar // 2, top + 30), f"{SCALE_BAR_MM} mm", INK, 15, anchor="mm")
-    name = segmentation.scan if len(segmentation.scan) <= 60 else segmentation.scan[:57] + "..."
+    name = "".join(letter if letter.isprintable() else "?" for letter in segmentation.scan)
+    name = name if len(name) <= 60 else name[:57] + "..."
     found = "" if segmentation.labels.any() else "   no tumour found"
     _text(draw, (GAP, top + 34), name + found, INK, 16)
     _text(draw, (GAP, top + 62), DISCLAIMER, FAINT, 15)

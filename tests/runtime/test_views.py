@@ -1,6 +1,7 @@
 """How a scan is looked at: left is on the right, outlines lie on the mask's border, no label is cut off."""
 
 import io
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -107,6 +108,8 @@ def test_a_preview_has_a_row_for_t1c_and_flair(empty):
     assert both.height > 1.5 * one.height
     top = np.asarray(both.convert("RGB"))[: both.height - 110]
     assert coloured(top).any() == (not empty)
+    strange = replace(segmentation, scan="a\nb\x00\u202e" * 40)
+    assert draw_preview(head, strange, ("t1c",))
     other = toy_spec(modalities=(Modality("ct"),), reference="ct")
     assert shown_modalities(other) == ("ct",)
 
