@@ -52,6 +52,18 @@ def test_a_folder_of_scans_is_segmented(infer, bundle, scans, tmp_path):
     assert (tmp_path / "out" / "volumes.csv").exists()
 
 
+def test_everything_that_can_be_asked_for_is_written(infer, bundle, scans, tmp_path):
+    """Pictures, pages, an index and region maps."""
+    out = tmp_path / "out"
+    status, _, err = infer(
+        scans, "-m", bundle, "-o", out, "--preview", "--gif", "--report", "--probabilities"
+    )
+    assert (status, err) == (0, "")
+    ends = ("_seg.nii.gz", "_seg.json", "_seg.png", "_seg.gif", "_report.html", "_prob.nii.gz")
+    expected = {f"p{n}{end}" for n in range(2) for end in ends} | {"volumes.csv", "index.html"}
+    assert {path.name for path in out.iterdir()} == expected
+
+
 def test_json_lines_are_all_that_stdout_holds(infer, bundle, scans, tmp_path):
     """Each line is an object with a schema and an event; failures too."""
     (scans / "p1" / "p1-t1c.nii.gz").write_bytes(b"")
