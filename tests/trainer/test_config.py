@@ -3,17 +3,16 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from brainseg_runtime.errors import UsageRefused
 from brainseg_trainer.config import RECIPES, Data, Network, TrainConfig, Training, from_toml, load, to_toml
+from hypothesis import given
+from hypothesis import strategies as st
 
 counts = st.integers(1, 10**6)
 rates = st.floats(1e-8, 1.0)
 configs = st.builds(
     TrainConfig,
-    name=st.text(min_size=1),
+    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]*", fullmatch=True),
     seed=st.integers(0, 2**40),
     network=st.builds(Network, st.sampled_from(["s2d", "unet3d"]), counts, st.integers(2, 7)),
     data=st.builds(
@@ -62,6 +61,7 @@ def test_a_file_says_only_what_differs(tmp_path):
     [
         ("[training]\nstepz = 3", "training.stepz"),
         ("[network]\npreset = 'resnet'", "network.preset"),
+        ("name = 'a/b'", "name"),
         ("[network]\nwidth = 1.5", "network.width"),
         ("[data]\ntile = [64, 64]", "data.tile"),
         ("[data]\nvalidation = 1.0", "data.validation"),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from brainseg_runtime.errors import ScanRefused
 from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.nifti import read_labels, write_labels
@@ -154,7 +153,7 @@ def test_a_truth_on_another_grid_is_refused(scans, spec, tmp_path):
     shift[:3, 3] = 4.0
     rewrite_truth(scans, lambda labels: labels, lambda g: Geometry(g.shape, shift @ g.affine))
     source = find_training_scans(scans, spec)
-    with pytest.raises(ScanRefused, match="6.93 mm") as refusal:
+    with pytest.raises(ScanRefused, match=r"6\.93 mm") as refusal:
         prepare_examples(source, source.scans, spec, tmp_path / "cache", quiet)
     assert refusal.value.code == "E_GEOMETRY_MISMATCH"
 

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-
 from brainseg_runtime.errors import UsageRefused
 from brainseg_trainer.config import Network
 from brainseg_trainer.networks import build_network, divisor, load_network, save_network

@@ -1,6 +1,7 @@
 """Everything that decides a training run, as one frozen value, to and from TOML."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
@@ -16,6 +17,10 @@ __all__ = ["RECIPES", "Data", "Network", "TrainConfig", "Training", "from_toml",
 
 RECIPES = ("demo", "glioma")
 """The recipes that come with the package; ``glioma`` fills in what a file leaves out."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Of a model: it becomes part of file names."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         network, data, training = self.network, self.data, self.training
         ranges = {
-            "name is not empty": bool(self.name),
+            "name is letters, digits, dots, - and _": bool(_NAME.fullmatch(self.name)),
             "seed is not negative": self.seed >= 0,
             "network.width is at least 1": network.width >= 1,
             "network.depth is 2 to 7": 2 <= network.depth <= 7,

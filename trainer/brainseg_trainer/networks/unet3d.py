@@ -1,7 +1,7 @@
 """``unet3d``: the 3-D U-Net of Cicek et al. 2016 in the form that ellisdg/3DUnetCNN made common.
 
-In every level the second convolution doubles the filters; maximum pooling on the way down, repetition of
-voxels on the way up, ReLU.
+In every level the second convolution doubles the filters; maximum pooling on the way down, transposed
+convolutions that keep the filters on the way up, as in its BraTS example; ReLU.
 """
 
 import keras
@@ -32,7 +32,7 @@ def build(channels: int, outputs: int, width: int, depth: int) -> keras.Model:
         x = convolution(x, width * 2 ** (level + 1), f"down{level}b", activation=relu)
         skips.append(x)
     for level in reversed(range(depth - 1)):
-        x = layers.UpSampling3D(2, name=f"up{level}")(x)
+        x = layers.Conv3DTranspose(x.shape[-1], 2, strides=2, name=f"up{level}")(x)
         x = layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
         x = convolution(x, width * 2 ** (level + 1), f"up{level}a", activation=relu)
         x = convolution(x, width * 2 ** (level + 1), f"up{level}b", activation=relu)

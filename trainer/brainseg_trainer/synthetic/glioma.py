@@ -44,11 +44,11 @@ class Growth:
 def draw_glioma(rng: np.random.Generator) -> Glioma:
     """A tumour somewhere in either hemisphere."""
     side = rng.choice([-1.0, 1.0])
-    core = rng.uniform(14.0, 22.0)
+    core = rng.uniform(15.0, 22.0)
     return Glioma(
         centre=(side * rng.uniform(24.0, 42.0), rng.uniform(-48.0, 42.0), rng.uniform(2.0, 42.0)),
         core=core,
-        rim=rng.uniform(0.26, 0.38) * core,
+        rim=rng.uniform(5.5, 8.0),
         oedema=rng.uniform(8.0, 18.0),
     )
 
@@ -62,14 +62,18 @@ def push(points: Points, glioma: Glioma) -> Points:
     return Points(points.x - shift * x, points.y - shift * y, points.z - shift * z)
 
 
-def grow(points: Points, glioma: Glioma, head: Head, noise: Noise) -> Growth:
-    """Let a tumour grow in a head: never into fluid or blood, and not across the tentorium."""
+def grow(points: Points, person: Points, glioma: Glioma, head: Head, noise: Noise) -> Growth:
+    """Let a tumour grow in a head: its swelling closes sulci, but it enters neither ventricles nor blood.
+
+    It stays off the cerebellum and in its hemisphere; ``person`` is where each point lies in that person.
+    """
+    side = np.float32(np.sign(glioma.centre[0]))
+    room = np.clip(1 - head.ventricles - head.blood, 0, 1) * fraction(head.cerebrum - 2, 2)
+    room *= fraction(side * person.x - 1, 2)
     roughness = 1 + np.float32(0.14) * noise(28) + np.float32(0.05) * noise(14)
     distance = points.radius(glioma.centre, (1, 1, 1)) * roughness
-    room = np.clip(1 - head.fluid - head.blood, 0, 1) * fraction(head.cerebrum - 2, 2)
-    paths = np.clip(np.float32(0.5) + np.float32(0.5) * head.white + np.float32(0.25) * noise(22), 0.05, 2)
-    oedema = fraction(np.float32(glioma.core) + np.float32(glioma.oedema) * paths - distance, 2.5) * room
-    rim = fraction(np.float32(glioma.core) - distance, 2) * room
-    thickness = np.float32(glioma.rim) * (1 + np.float32(0.2) * noise(18))
-    necrosis = fraction(np.float32(glioma.core) - thickness - distance, 2) * rim
-    return Growth(oedema, rim, necrosis)
+    paths = np.clip(np.float32(0.7) + np.float32(0.3) * head.white + np.float32(0.15) * noise(28), 0.05, 2)
+    core, thickness = np.float32(glioma.core), np.float32(glioma.rim) * (1 + np.float32(0.2) * noise(18))
+    oedema = fraction(core + np.float32(glioma.oedema) * paths - distance, 2) * room
+    rim = fraction(core - distance, 2) * room
+    return Growth(oedema, rim, necrosis=fraction(core - thickness - distance, 2) * rim)

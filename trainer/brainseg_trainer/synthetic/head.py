@@ -21,10 +21,14 @@ class Head:
     """Distance to the surface of everything that the skull strip keeps."""
     cerebrum: Array
     """Distance to the surface of the cerebrum."""
-    fluid: Array
-    """Fraction: ventricles, sulci and fissures."""
+    sulci: Array
+    """Fraction: fluid in sulci and fissures and around the brain."""
+    ventricles: Array
+    """Fraction: fluid in the ventricles."""
     white: Array
     """Fraction: white matter."""
+    bright_cortex: Array
+    """Fraction: cortex that is brighter on FLAIR than the rest, as it is near the midline and the insula."""
     deep_grey: Array
     """Fraction: thalamus, putamen and caudate."""
     lesions: Array
@@ -57,8 +61,10 @@ def build_head(points: Points, noise: Noise, rng: np.random.Generator) -> Head:
     return Head(
         brain=brain,
         cerebrum=cerebrum,
-        fluid=either(fraction(atrophy - depth, 2), fraction(ventricles, 2)),
+        sulci=fraction(atrophy - depth, 2),
+        ventricles=fraction(ventricles, 2),
         white=white,
+        bright_cortex=(1 - white) * fraction(noise(45) - np.float32(0.5), 0.5),
         deep_grey=_deep_grey(sides),
         lesions=_white_lesions(white, ventricles, cerebrum, noise, rng.uniform()),
         plexus=fraction(ventricles, 2) * fraction(ellipsoid(sides, (20, -38, 15), (5, 11, 6)) + noise(9), 2),

@@ -16,14 +16,14 @@ from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.nifti import write_image, write_labels
 from numpy.typing import NDArray
 
-from brainseg_trainer.fields import Array, Noise, Points, smooth_noise
+from brainseg_trainer.fields import Array, Noise, Points, either, smooth_noise
 from brainseg_trainer.synthetic.glioma import Growth, draw_glioma, grow, push
 from brainseg_trainer.synthetic.head import Head, build_head
 from brainseg_trainer.task import BRATS_WORDS
 
 __all__ = ["SyntheticScan", "synthesise", "write_scans"]
 
-SHAPE = (80, 96, 80)
+SHAPE = (80, 100, 80)
 """(I, J, K) voxels."""
 SPACING = 2.0
 """Voxel size, in mm: the whole head in few enough voxels to train on in minutes."""
@@ -31,6 +31,7 @@ SPACING = 2.0
 INTENSITY = {
     #              T1     T1c    T2     FLAIR
     "grey": (66.0, 70.0, 118.0, 92.0),
+    "bright cortex": (68.0, 72.0, 122.0, 124.0),
     "white": (100.0, 102.0, 84.0, 70.0),
     "deep grey": (80.0, 84.0, 104.0, 84.0),
     "fluid": (30.0, 30.0, 205.0, 28.0),
@@ -38,7 +39,7 @@ INTENSITY = {
     "plexus": (66.0, 150.0, 150.0, 88.0),
     "dura": (62.0, 122.0, 80.0, 66.0),
     "blood": (62.0, 162.0, 44.0, 42.0),
-    "oedema": (78.0, 80.0, 150.0, 132.0),
+    "oedema": (76.0, 78.0, 156.0, 132.0),
     "rim": (72.0, 146.0, 124.0, 108.0),
     "necrosis": (48.0, 52.0, 165.0, 72.0),
 }
@@ -66,8 +67,9 @@ def synthesise(seed: int, index: int = 0) -> SyntheticScan:
 
     points = _positions()
     glioma = draw_glioma(rng)
-    head = build_head(_individual(push(points, glioma), noise, rng), noise, rng)
-    growth = grow(points, glioma, head, noise)
+    person = _individual(push(points, glioma), noise, rng)
+    head = build_head(person, noise, rng)
+    growth = grow(points, person, glioma, head, noise)
     image = _paint(head, growth, noise, rng)
     inside = head.brain > 0
     labels = np.where(inside, growth.labels, 0).astype(np.uint8)
@@ -127,12 +129,13 @@ def _paint(head: Head, growth: Growth, noise: Noise, rng: np.random.Generator) -
         tissue: np.array(mean * np.exp(rng.normal(0.0, 0.05, 4)), np.float32)
         for tissue, mean in INTENSITY.items()
     }
-    infiltration = np.clip(np.float32(0.9) + np.float32(0.1) * noise(20), 0.5, 1)
+    infiltration = np.clip(np.float32(0.95) + np.float32(0.05) * noise(20), 0.5, 1)
     layers = (
+        ("bright cortex", head.bright_cortex),
         ("white", head.white),
         ("deep grey", head.deep_grey),
         ("white lesion", head.lesions),
-        ("fluid", head.fluid),
+        ("fluid", either(head.sulci, head.ventricles)),
         ("plexus", head.plexus),
         ("dura", head.dura),
         ("blood", head.blood),
