@@ -4,7 +4,8 @@ SHELL := /bin/bash
 
 RUN ?= demo
 DATA ?= data/synthetic
-CONFIG ?=
+# Own scans are trained by the recipe for gliomas, the synthetic ones by the demo's.
+CONFIG ?= $(if $(filter data/synthetic,$(DATA)),demo,glioma)
 SCANS ?= $(DATA)
 OUT ?= out
 
@@ -45,7 +46,7 @@ data/synthetic: | setup
 	$(BIN)/brainseg-train synthetic $@ --count 24 --seed 1
 
 train: setup $(filter data/synthetic,$(DATA))  ## DATA=<folder of scans with truth> RUN=<name>: Keras model in runs/<name>
-	$(BIN)/brainseg-train fit $(DATA) --run runs/$(RUN) $(if $(CONFIG),--config $(CONFIG))
+	$(BIN)/brainseg-train fit $(DATA) --run runs/$(RUN) --config $(CONFIG)
 
 export: setup  ## RUN=<name>: runs/<name> becomes the certified bundle bundles/<name>
 	$(BIN)/brainseg-export bundle runs/$(RUN) -o bundles/$(RUN)
