@@ -14,6 +14,7 @@ FORMAT = 1
 
 Activation = Literal["sigmoid", "softmax"]
 Normalisation = Literal["zscore", "none"]
+Anatomy = Literal["brain", "head"]
 Scheme = Literal["tiles", "whole"]
 
 
@@ -84,6 +85,8 @@ class ModelSpec:
     """Bytes of activations that one pass holds at its peak, per voxel of its input; 0 where not known."""
     normalisation: Normalisation = "zscore"
     """``zscore``: per modality over the brain, background 0. ``none``: intensities as they are."""
+    anatomy: Anatomy = "brain"
+    """What the model was trained on. ``brain``: skull-stripped images. ``head``: images as they come."""
     min_volume_mm3: float = 0.0
     """Connected pieces of a region smaller than this are dropped."""
     input_name: str = "image"
@@ -120,6 +123,8 @@ class ModelSpec:
             problems.append(f"unknown scheme {self.scheme!r}")
         if self.halo < 0 or self.working_bytes < 0 or (self.halo and self.scheme != "whole"):
             problems.append("halo and working_bytes are not negative, and a halo belongs to the scheme whole")
+        if self.anatomy not in get_args(Anatomy):
+            problems.append(f"unknown anatomy {self.anatomy!r}")
         if self.orientation != "RAS":
             problems.append(f"orientation is RAS, received {self.orientation!r}")
         if self.activation == "sigmoid":
