@@ -10,26 +10,32 @@ from brainseg_export.model import to_logits
 from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.nifti import write_image
 from brainseg_runtime.scans import Scan, find_scans
-from brainseg_trainer.config import Network
+from brainseg_trainer.config import load
 from brainseg_trainer.networks import build_network, divisor
-from brainseg_trainer.spec import glioma_spec
 from brainseg_trainer.synthetic import synthesise
+from brainseg_trainer.task import glioma_spec
 
-NETWORK = Network(preset="s2d", width=32, depth=5)
+CONFIG = load("glioma")
 SUFFIXES = ("t1n", "t1c", "t2w", "t2f")
 
 
 @pytest.fixture(scope="session")
 def spec():
-    """The spec of the full-size network: 128^3 tiles, half overlapping."""
-    return glioma_spec("benchmark", tile=(128, 128, 128), divisor=(divisor(NETWORK),) * 3)
+    """The spec of the full-size network ``s2d``."""
+    return glioma_spec(CONFIG, divisor(CONFIG.network))
 
 
 @pytest.fixture(scope="session")
 def model(spec):
-    """The full-size ``s2d`` with random weights: speed does not depend on their values."""
+    """The full-size ``s2d`` with random weights, on which its speed does not depend.
+
+    Its last bias says that nothing is tumour: the specks of noise would be another matter than a lesion.
+    """
     keras.utils.set_random_seed(0)
-    return to_logits(build_network(NETWORK, 4, 3), spec)
+    network = build_network(CONFIG.network, 4, 3)
+    kernel, bias = network.layers[-1].get_weights()
+    network.layers[-1].set_weights([kernel, bias - 100])
+    return to_logits(network, spec)
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +43,13 @@ def scan(tmp_path_factory, spec) -> Scan:
     """A synthetic scan stretched to BraTS' grid, 240x240x155 voxels of 1 mm, four int16 ``.nii.gz``."""
     source = synthesise(seed=7)
     shape = (240, 240, 155)
-    old = source.volume.data.shape[:3]
+    old = source.data.shape[:3]
     nearest = np.ix_(*(np.arange(n) * o // n for n, o in zip(shape, old, strict=True)))
     geometry = Geometry(shape, np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
     folder = tmp_path_factory.mktemp("scans") / "synthetic"
     folder.mkdir()
     for c, suffix in enumerate(SUFFIXES):
-        values = source.volume.data[..., c][nearest].astype(np.int16)
+        values = source.data[..., c][nearest]
         write_image(folder / f"synthetic-{suffix}.nii.gz", values, geometry)
     return find_scans(folder, spec).scans[0]
 

@@ -1,0 +1,1 @@
+"""Others beside us, each in an environment of its own, in turn within one run."""
