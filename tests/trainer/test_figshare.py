@@ -1,5 +1,6 @@
 """The slices of figshare 1512427: files of the documented layout, and what is left of the real ones."""
 
+import contextlib
 import csv
 import io
 import json
@@ -137,6 +138,18 @@ def test_other_files_are_refused(content, code):
     with pytest.raises(ScanRefused, match=r"\b17\b") as refusal:
         read_slice(content, 17)
     assert refusal.value.code == code
+
+
+def test_mutants_are_read_or_refused():
+    """Files with a few wrong bytes end in a slice or in a coded refusal, and in nothing else."""
+    rng = np.random.default_rng(1)
+    content = mat()
+    for n in range(120):
+        mutant = bytearray(content)
+        for _ in range(3):
+            mutant[rng.integers(len(mutant) if n % 2 else 6000)] = rng.integers(256)
+        with contextlib.suppress(ScanRefused):
+            assert read_slice(bytes(mutant), 1).image.shape == (512, 512)
 
 
 def test_values_outside_the_file_are_refused(tmp_path):

@@ -22,6 +22,7 @@ from brainseg_trainer.task import read_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 from toys import toy_geometry
 from typer.testing import CliRunner
 
@@ -177,6 +178,35 @@ def lesions(*boxes, shape=(60, 40, 40)):
 
 
 MM = (1.0, 1.0, 1.0)
+
+
+def literal_rule(answer, truth, spacing):
+    """The rule as it is written down: dilate the truth, join, then dilate each lesion and look around."""
+    faces_edges, corners = ndimage.generate_binary_structure(3, 2), np.ones((3, 3, 3))
+    joined, count = ndimage.label(ndimage.binary_dilation(truth, faces_edges, iterations=3), corners)
+    pieces, found = ndimage.label(answer, corners)
+    near, scores = set(), []
+    for number in range(1, count + 1):
+        lesion = truth & (joined == number)
+        touched = set(np.unique(pieces[ndimage.binary_dilation(lesion, faces_edges, iterations=3)])) - {0}
+        near |= touched
+        if lesion.sum() * np.prod(spacing) > 50:
+            mine = np.isin(pieces, list(touched))
+            both = 2 * (mine & lesion).sum() / (mine.sum() + lesion.sum())
+            scores.append((both, surface_distances(mine, lesion, spacing).hd95))
+    scores += [(0, 374)] * len(set(range(1, found + 1)) - near)
+    return np.mean(scores, axis=0) if scores else (1, 0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lesions_are_those_of_the_rule_as_written(seed):
+    """Dilating the truth once gives what dilating lesion after lesion gives, at the grid's border too."""
+    rng = np.random.default_rng(seed)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(2, 40, 44, 30)), (0, 1.5, 1.5, 1.5))
+    answer, truth = smooth > np.quantile(smooth, 0.985)
+    spacing = SPACINGS[seed % 3]
+    score = lesion_wise(answer, truth, spacing)
+    assert (score.dice, score.hd95) == pytest.approx(tuple(literal_rule(answer, truth, spacing)))
 
 
 def test_a_missed_lesion_counts_as_much_as_a_large_one():

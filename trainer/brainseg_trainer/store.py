@@ -292,7 +292,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise ScanRefused(
             "E_STORE", f"{path} is no whole store: {error}.", "Make it again with brainseg-train store."
         ) from error

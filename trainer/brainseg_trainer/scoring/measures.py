@@ -7,7 +7,7 @@ from brainseg_runtime.overlap import dice
 from numpy.typing import NDArray
 
 from brainseg_trainer.scoring.lesions import lesion_wise
-from brainseg_trainer.scoring.surfaces import surface_distances
+from brainseg_trainer.scoring.surfaces import box_of, surface_distances
 
 __all__ = ["Measures", "measure"]
 
@@ -55,7 +55,7 @@ def measure(answer: Mask, truth: Mask, spacing: tuple[float, float, float]) -> M
     both = int(np.count_nonzero(answer & truth))
     in_answer, in_truth = int(np.count_nonzero(answer)), int(np.count_nonzero(truth))
     either = in_answer + in_truth - both
-    box = _box(answer | truth, LESION_MARGIN)
+    box = box_of(answer | truth, LESION_MARGIN)
     distances = surface_distances(answer[box], truth[box], spacing)
     lesions = lesion_wise(answer[box], truth[box], spacing)
     ml = float(np.prod(spacing)) / 1000.0
@@ -78,15 +78,3 @@ def measure(answer: Mask, truth: Mask, spacing: tuple[float, float, float]) -> M
 
 LESION_MARGIN = 8
 """Voxels kept around the masks: beyond any dilation, so that no measure sees the cut."""
-
-
-def _box(mask: Mask, margin: int) -> tuple[slice, ...]:
-    """The part of a grid that holds a mask and a margin around it; one voxel for an empty mask."""
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        (hit,) = np.nonzero(mask.any(axis=others))
-        if hit.size == 0:
-            return (slice(0, 1),) * mask.ndim
-        box.append(slice(max(0, int(hit[0]) - margin), int(hit[-1]) + 1 + margin))
-    return tuple(box)

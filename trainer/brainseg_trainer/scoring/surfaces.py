@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["ABSENT_MM", "SurfaceDistances", "surface_distances"]
+__all__ = ["ABSENT_MM", "SurfaceDistances", "box_of", "surface", "surface_distances"]
 
 Mask = NDArray[np.bool_]
 Distances = NDArray[np.float64]
@@ -69,7 +69,8 @@ def surface_distances(answer: Mask, truth: Mask, spacing: tuple[float, float, fl
     if not answer.any() or not truth.any():
         alone = np.full(1, ABSENT_MM)
         return SurfaceDistances(alone if answer.any() else nothing, alone if truth.any() else nothing)
-    one, other = surface(answer), surface(truth)
+    box = box_of(answer | truth)
+    one, other = surface(answer[box]), surface(truth[box])
     to_one = ndimage.distance_transform_edt(~one, sampling=spacing)
     to_other = ndimage.distance_transform_edt(~other, sampling=spacing)
     return SurfaceDistances(to_other[one], to_one[other])
@@ -79,3 +80,15 @@ def surface(mask: Mask) -> Mask:
     """The voxels of a mask that touch its outside by a face."""
     inner: Mask = ndimage.binary_erosion(mask)
     return mask & ~inner
+
+
+def box_of(mask: Mask, margin: int = 0) -> tuple[slice, ...]:
+    """The part of a grid that holds a mask and a margin around it; one voxel for an empty mask."""
+    box = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        (hit,) = np.nonzero(mask.any(axis=others))
+        if hit.size == 0:
+            return (slice(0, 1),) * mask.ndim
+        box.append(slice(max(0, int(hit[0]) - margin), int(hit[-1]) + 1 + margin))
+    return tuple(box)
