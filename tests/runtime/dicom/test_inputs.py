@@ -75,14 +75,13 @@ def test_a_study_goes_through_the_command_line(tmp_path):
     assert "read: t1 from series 3, t1c from series 9, t2 from series 4, flair from series 5" in said
 
 
-def test_rules_and_results_of_the_wrong_kind_are_usage(tmp_path):
-    """Status 2 before any model is opened for nothing."""
+def test_rules_and_grids_that_do_not_suit_are_usage(tmp_path):
+    """Rules for NIfTI, and a grid of no modality, end a run with status 2."""
     write_scan(tmp_path / "p0", toy_volume())
-    bundle = toy_bundle(tmp_path / "bundle").folder
-    given = ("infer", tmp_path / "p0", "-m", bundle, "-o", tmp_path / "out", "--engine", "ort")
-    assert brainseg(*given, "--output-type", "dicom-seg")[0] == 2
-    assert brainseg(*given, "--rules", tmp_path / "x.toml")[0] == 2
-    assert brainseg(*given, "--resample-to", "pd")[0] == 2
+    for options in ({"rules": tmp_path / "x.toml"}, {"resample_to": "pd"}):
+        with pytest.raises(UsageRefused, match="E_USAGE") as refused:
+            find([tmp_path / "p0"], SPEC, "nifti", **options)
+        assert refused.value.exit_status == 2
 
 
 def on_grid(geometry, gain=1.0):
