@@ -8,6 +8,7 @@ from brainseg_export.model import keras_engine
 from brainseg_export.pipeline import Source, export
 from brainseg_export.walker import walk
 from brainseg_runtime.errors import BundleInvalid
+from brainseg_runtime.outputs import write
 from brainseg_runtime.scans import find_scans, read
 from brainseg_runtime.segmenter import load
 from keras import layers
@@ -71,3 +72,17 @@ def test_a_whole_bundle_carries_its_halo_and_segments_in_slabs_as_in_one_pass(tm
         free = segmenter.segment(scan)
     assert free.record["plan"]["passes"] == 1
     assert "whole head in one pass" in made.read("MODEL_CARD.md").decode()
+
+
+@pytest.mark.parametrize("engine", ["openvino", "ort"])
+def test_the_mask_does_not_depend_on_threads(tmp_path, engine):
+    """One thread and two give a mask file of the same bytes."""
+    run = write_run(tmp_path / "run", WHOLE)
+    made = export(Source.of(run), tmp_path / "bundle", lambda line: None)
+    scan = read(find_scans(run / "parity", made.spec).scans[0])
+    hashes = set()
+    for threads in (1, 2):
+        with load(made.folder, engine, threads=threads) as segmenter:
+            written = write(segmenter.segment(scan), tmp_path / str(threads))
+            hashes.add(written.contents["mask"]["sha256"])
+    assert len(hashes) == 1
