@@ -29,7 +29,8 @@ def largest_in_slice(mask: NDArray[np.bool_], geometry: Geometry) -> float:
 def _cropped(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     for axis in range(3):
         (hit,) = np.nonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        mask = np.take(mask, range(hit[0], hit[-1] + 1) if hit.size else [], axis=axis)
+        box = slice(hit[0], hit[-1] + 1) if hit.size else slice(0, 0)
+        mask = mask[(slice(None),) * axis + (box,)]
     return mask
 
 
