@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-RUN ?= demo
+RUN ?= mine
 DATA ?= data/synthetic
 # Own scans are trained by the recipe for gliomas, the synthetic ones by the demo's.
 CONFIG ?= $(if $(filter data/synthetic,$(DATA)),demo,glioma)
@@ -32,6 +32,7 @@ $(INSTALLED): requirements.lock runtime/pyproject.toml trainer/pyproject.toml ex
 	@touch $@
 
 demo: setup  ## synthetic scans, training, export, inference on unseen scans, Dice: under 5 minutes
+	rm -rf demo runs/demo
 	$(BIN)/brainseg-train synthetic demo/train --count 24 --seed 1
 	$(BIN)/brainseg-train synthetic demo/unseen --count 4 --seed 2
 	$(BIN)/brainseg-train fit demo/train --run runs/demo --config demo
@@ -45,10 +46,12 @@ bundles/demo:
 data/synthetic: | setup
 	$(BIN)/brainseg-train synthetic $@ --count 24 --seed 1
 
-train: setup $(filter data/synthetic,$(DATA))  ## DATA=<folder of scans with truth> RUN=<name>: Keras model in runs/<name>
-	$(BIN)/brainseg-train fit $(DATA) --run runs/$(RUN) --config $(CONFIG)
+train: runs/$(RUN)/model.keras  ## DATA=<folder of scans with truth> RUN=<name>: Keras model in runs/<name>
 
-export: setup  ## RUN=<name>: runs/<name> becomes the certified bundle bundles/<name>
+runs/%/model.keras: | setup $(filter data/synthetic,$(DATA))
+	$(BIN)/brainseg-train fit $(DATA) --run runs/$* --config $(CONFIG)
+
+export: runs/$(RUN)/model.keras  ## RUN=<name>: runs/<name> becomes the certified bundle bundles/<name>
 	$(BIN)/brainseg-export bundle runs/$(RUN) -o bundles/$(RUN)
 
 infer: setup  ## SCANS=<folder> RUN=<name> OUT=<folder>: segment scans with a bundle
