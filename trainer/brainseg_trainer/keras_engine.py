@@ -12,7 +12,7 @@ __all__ = ["keras_engine"]
 def keras_engine(network: keras.Model) -> FunctionEngine:
     """An engine that computes a Keras network (N, i, j, k, C) -> logits (N, i, j, k, R)."""
     # A twin with the same weights: compiling the network itself would be saved with it.
-    twin = keras.Model(network.inputs, network.outputs)
+    twin = keras.Model(network.input, network.output)
     # XLA is several times slower than TensorFlow's own kernels on a CPU.
     twin.compile(jit_compile=False)
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import keras
 import numpy as np
@@ -30,7 +31,7 @@ class Learner:
         self._optimiser.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         self._optimiser.build(network.trainable_variables)
         # A twin with the same weights: compiling the network itself would be saved with it.
-        self._twin = keras.Model(network.inputs, network.outputs)
+        self._twin = keras.Model(network.input, network.output)
         # XLA is several times slower than TensorFlow's own kernels on a CPU.
         self._twin.compile(optimizer=self._optimiser, loss=dice_bce, jit_compile=False)
 
@@ -71,7 +72,7 @@ class Learner:
     def save(self, path: Path, state: Mapping[str, Any]) -> None:
         """Write weights, statistics, the optimiser and whatever JSON ``state`` holds, as one file."""
         arrays: dict[str, Any] = {
-            f"{n:05d}": np.asarray(variable) for n, variable in enumerate(self._variables())
+            f"{n:05d}": keras.ops.convert_to_numpy(variable) for n, variable in enumerate(self._variables())
         }
         arrays["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
         content = io.BytesIO()
@@ -82,15 +83,19 @@ class Learner:
         """Take the state that ``save`` wrote; returns what it was given.
 
         Raises:
-            UsageRefused: ``E_RUN`` for a file of another network.
+            UsageRefused: ``E_RUN`` for a damaged file, or one of another network.
         """
-        with np.load(path) as arrays:
-            state: dict[str, Any] = json.loads(arrays["state"].tobytes())
-            variables = self._variables()
-            if len(arrays.files) != len(variables) + 1:
-                raise UsageRefused("E_RUN", f"{path} belongs to another network.", "Start another run.")
-            for n, variable in enumerate(variables):
-                variable.assign(arrays[f"{n:05d}"])
+        variables = self._variables()
+        try:
+            with path.open("rb") as file, np.load(file) as arrays:
+                state: dict[str, Any] = json.loads(arrays["state"].tobytes())
+                values = [arrays[f"{n:05d}"] for n in range(len(arrays.files) - 1)]
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise UsageRefused("E_RUN", f"{path} is damaged: {error}.", "Start another run.") from error
+        if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+            raise UsageRefused("E_RUN", f"{path} belongs to another network.", "Start another run.")
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
         return state
 
     def _variables(self) -> list[Any]:

@@ -1,0 +1,181 @@
+"""A whole run: what it leaves, and that nothing tells a resumed one from an undisturbed one."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from brainseg_runtime.engines.base import EngineIdentity
+from brainseg_runtime.errors import UsageRefused
+from brainseg_runtime.overlap import dice
+from brainseg_runtime.scans import find_scans
+from brainseg_runtime.segmenter import Segmenter
+from brainseg_trainer.config import to_toml
+from brainseg_trainer.dataset import find_training_scans
+from brainseg_trainer.evaluate import evaluate, mean_dice
+from brainseg_trainer.fit import fit
+from brainseg_trainer.keras_engine import keras_engine
+from brainseg_trainer.networks import load_network
+from brainseg_trainer.run import RunFolder
+
+from .conftest import quiet
+
+PLAIN_KERAS = """
+import sys
+import keras
+import numpy as np
+network = keras.models.load_model(sys.argv[1], safe_mode=True)
+given = np.load(sys.argv[2])
+np.testing.assert_allclose(network(given["tile"]), given["logits"], rtol=1e-5, atol=1e-5)
+assert not [name for name in sys.modules if name.startswith("brainseg")]
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(scans_folder, small_config, tmp_path_factory):
+    """An undisturbed run."""
+    run = RunFolder(tmp_path_factory.mktemp("runs") / "small")
+    run.begin(small_config)
+    fit(scans_folder, run, quiet)
+    return run
+
+
+def test_a_run_leaves_what_the_exporter_takes(finished, small_config):
+    """Every file of a run's folder is there, none of an unfinished run's, and they agree with each other."""
+    assert sorted(path.name for path in finished.path.iterdir()) == [
+        *("config.toml", "figures", "history.csv", "metrics.json", "model.keras", "parity", "spec.json")
+    ]
+    spec = finished.read_spec()
+    assert finished.read_config() == small_config
+    assert spec.divisor == (8, 8, 8)
+    assert spec.tile == small_config.data.tile
+    rows = finished.read_history()
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["step"] for row in rows if "dice_WT" in row] == [4, 8]
+    metrics = finished.read_metrics()["validation"]
+    assert len(metrics["trained_on"]) == 3
+    assert len(metrics["scans"]) == 1
+    assert not set(metrics["trained_on"]) & set(metrics["scans"])
+    for region, value in metrics["mean_dice"].items():
+        assert rows[-1][f"dice_{region}"] == pytest.approx(value)
+    assert (finished.figures / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_parity_scans_are_held_out_and_whole(finished, scans_folder):
+    """The scans left for parity are held-out ones, under BraTS names, the same voxels and truth."""
+    spec = finished.read_spec()
+    left = find_training_scans(finished.parity, spec)
+    origin = find_training_scans(scans_folder, spec)
+    (scan,) = left.scans
+    assert scan.id in finished.read_metrics()["validation"]["scans"]
+    (source,) = (s for s in origin.scans if s.id == scan.id)
+    ours, theirs = left.read(scan), origin.read(source)
+    np.testing.assert_array_equal(ours.data, theirs.data)
+    assert ours.geometry.distance(theirs.geometry) == 0
+    truth = left.truth(scan, ours.geometry)
+    np.testing.assert_array_equal(truth, origin.truth(source, theirs.geometry))
+    assert set(np.unique(truth)) == {0, 1, 2, 3}
+    assert scan.truth.name == f"{scan.id}-seg.nii.gz"
+    assert find_scans(finished.parity, spec).scans[0].files[3].path.name == f"{scan.id}-t2f.nii.gz"
+
+
+def test_the_model_needs_keras_alone(finished, tmp_path):
+    """A process that never imports brainseg loads the model in safe mode and computes the same logits."""
+    tile = np.random.default_rng(0).normal(size=(1, 16, 24, 8, 4)).astype(np.float32)
+    logits = np.array(load_network(finished.model)(tile))
+    np.savez(tmp_path / "given.npz", tile=tile, logits=logits)
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN_KERAS, finished.model, tmp_path / "given.npz"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_network(finished.model).compiled is False
+
+
+def test_scores_come_from_the_deployed_pipeline(finished, scans_folder):
+    """A score is the Dice of what the runtime's Segmenter answers with the network as its engine."""
+    spec = finished.read_spec()
+    network = load_network(finished.model)
+    source = find_training_scans(scans_folder, spec)
+    scan = source.scans[0]
+    (score,) = evaluate(network, spec, source, [scan], quiet)
+    volume = source.read(scan)
+    with Segmenter(spec, keras_engine(network)) as segmenter:
+        answer = segmenter.segment(volume)
+    truth = source.truth(scan, volume.geometry)
+    assert score.dice["WT"] == dice(answer.mask("WT"), truth > 0)
+    assert mean_dice([score]) == score.dice
+
+
+def test_the_engine_says_what_it_runs_on(finished):
+    """The engine names Keras, its backend and its version, and gives the network's own logits."""
+    network = load_network(finished.model)
+    engine = keras_engine(network)
+    assert engine.identity == EngineIdentity(
+        "keras", keras.backend.backend(), engine.identity.device, "fp32", keras.__version__
+    )
+    tile = np.random.default_rng(0).normal(size=(2, 16, 8, 8, 4)).astype(np.float32)
+    np.testing.assert_allclose(engine.infer(tile), network(tile, training=False), rtol=1e-4, atol=1e-5)
+
+
+def steps_done(run):
+    """How far a run's checkpoint is."""
+    with np.load(run.checkpoint) as arrays:
+        return json.loads(arrays["state"].tobytes())["step"]
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(finished, scans_folder, small_config, tmp_path):
+    """Killed in the middle and resumed, training ends with the same weights, bit for bit, and history."""
+    run = RunFolder(tmp_path / "runs" / "killed")
+    config = tmp_path / "small.toml"
+    config.write_text(to_toml(small_config))
+    command = [sys.executable, "-c", "from brainseg_trainer.cli import main; main()", "fit", scans_folder]
+    process = subprocess.Popen(
+        [*command, "--run", run.path, "--config", config],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (run.checkpoint.exists() and steps_done(run) >= 3):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not run.model.exists()
+
+    fewer = shutil.copytree(scans_folder, tmp_path / "fewer")
+    shutil.rmtree(fewer / "synthetic-7-0000")
+    with pytest.raises(UsageRefused, match="other scans"):
+        fit(fewer, run, quiet)
+
+    fit(scans_folder, run, quiet)
+    resumed, undisturbed = load_network(run.model), load_network(finished.model)
+    for a, b in zip(resumed.variables, undisturbed.variables, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+    for one, two in zip(run.read_history(), finished.read_history(), strict=True):
+        assert one | {"seconds": 0} == two | {"seconds": 0}
+
+
+def test_a_run_is_not_written_over(finished, small_config):
+    """A folder that holds a run is not begun again, nor gone on with under another configuration."""
+    with pytest.raises(UsageRefused, match="--resume") as refusal:
+        finished.begin(small_config)
+    assert refusal.value.code == "E_RUN"
+    finished.go_on(small_config)
+    with pytest.raises(UsageRefused, match="another configuration"):
+        finished.go_on(replace(small_config, seed=99))
+
+
+def test_there_is_nothing_to_go_on_with(tmp_path):
+    """An empty folder cannot be resumed."""
+    with pytest.raises(UsageRefused, match="E_RUN"):
+        RunFolder(tmp_path).go_on(None)
