@@ -97,7 +97,7 @@ def _folder(found: list[dict]) -> list[str]:
         f"A folder of {folder['scans']} scans: {folder['seconds_a_scan']:.2f} s a scan, "
         f"{folder['times_the_floor']:.2f} times the larger of the slowest stage "
         f"({folder['slowest_stage']:.2f} s) and half the core-seconds ({folder['half_core_seconds']:.2f} s). "
-        f"Peak memory {first:.0f} MB after two scans, {last:.0f} MB after all.",
+        f"Memory grows by {last - first:.0f} MB from the second scan to the last.",
         "",
     ]
 
@@ -105,7 +105,10 @@ def _folder(found: list[dict]) -> list[str]:
 def _cold(found: list[dict]) -> list[str]:
     return [
         "From the shell to the first mask of the demo's bundle: "
-        + ", ".join(f"{cold['first_mask']:.2f} s with {cold['engine']}" for cold in found)
+        + ", ".join(
+            f"{cold['first_mask']:.2f} s and {cold['peak_memory_mb']:.0f} MB with {cold['engine']}"
+            for cold in found
+        )
         + f"; `brainseg-infer --help` {min(cold['help'] for cold in found):.2f} s.",
         "",
     ]
