@@ -1,5 +1,6 @@
 """The contract of engines: one test that every engine passes."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -158,3 +159,27 @@ def test_an_engine_leaves_the_callers_arithmetic_alone(engine):
     """Opening and running an engine does not flush the host program's denormal numbers to zero."""
     engine.infer(tiles())
     assert np.float32(1e-40) * np.float32(0.5) > 0
+
+
+def test_nothing_is_sent_anywhere(tmp_path):
+    """Loading a model and computing with each engine opens no connection and asks for no address."""
+    toy_bundle(tmp_path / "toy")
+    code = f"""
+import socket, sys
+def refuse(*arguments, **more):
+    print("network:", arguments[1:])
+    raise OSError("no network")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+import numpy as np
+from brainseg_runtime.bundle import Bundle
+from brainseg_runtime.engines.openvino import OpenvinoEngine
+from brainseg_runtime.engines.ort import OrtEngine
+bundle = Bundle.open({str(tmp_path / "toy")!r})
+for kind in (OpenvinoEngine, OrtEngine):
+    kind(bundle.graph("fp32"), bundle.spec, "fp32").infer(np.zeros((1, 8, 8, 8, 4), np.float32))
+import time
+time.sleep(1)
+print("telemetry" if "openvino_telemetry" in sys.modules else "silent")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "silent\n"), done.stdout + done.stderr

@@ -1,12 +1,20 @@
 """OpenVINO: the fastest engine on a CPU that has AVX-512."""
 
+import sys
+
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from brainseg_runtime.engines.base import EngineIdentity, finite
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable
 from brainseg_runtime.spec import ModelSpec
+
+# openvino reports each import to its maker over the network, without asking, unless this package is
+# absent: so it is absent while openvino is imported. A hospital's machine tells nobody what it runs.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402
+
+del sys.modules["openvino_telemetry"]
 
 __all__ = ["OpenvinoEngine"]
 
