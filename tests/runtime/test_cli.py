@@ -217,3 +217,13 @@ def test_the_start_says_which_engine_and_why(infer, bundle, scans, tmp_path, mon
     record = json.loads((tmp_path / "other" / "p0_seg.json").read_bytes())
     assert record["engine"]["engine"] == "ort"
     assert record["engine_choice"] == "openvino is not installed"
+
+
+def test_peak_memory_is_that_of_the_run_and_not_of_who_started_it(bundle, scans, tmp_path):
+    """A large program that starts a run does not show in the run's record."""
+    ballast = np.ones(150_000_000)
+    code = "from brainseg_runtime.cli import infer_main; infer_main()"
+    command = [sys.executable, "-c", code, str(scans), "-m", str(bundle), "-o", str(tmp_path / "out")]
+    subprocess.run(command, check=True, capture_output=True)
+    contents = json.loads((tmp_path / "out" / "p0_seg.json").read_text())
+    assert 20 < contents["peak_memory_mb"] < ballast.nbytes / 1e6 / 2
