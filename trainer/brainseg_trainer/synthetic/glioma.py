@@ -48,7 +48,7 @@ def draw_glioma(rng: np.random.Generator) -> Glioma:
     return Glioma(
         centre=(side * rng.uniform(24.0, 42.0), rng.uniform(-48.0, 42.0), rng.uniform(2.0, 42.0)),
         core=core,
-        rim=rng.uniform(5.5, 8.0),
+        rim=rng.uniform(6.0, 8.5),
         oedema=rng.uniform(8.0, 18.0),
     )
 

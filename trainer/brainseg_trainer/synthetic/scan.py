@@ -148,7 +148,7 @@ def _paint(head: Head, growth: Growth, noise: Noise, rng: np.random.Generator) -
     for tissue, share in layers:
         for contrast, mean in zip(image, means[tissue], strict=True):
             contrast += share * (mean - contrast)
-    image *= 1 + np.float32(0.05) * noise(7)
+    image *= 1 + np.float32(0.04) * noise(7)
     return image
 
 
