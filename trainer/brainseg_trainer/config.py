@@ -4,7 +4,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -13,10 +13,25 @@ from brainseg_runtime.errors import UsageRefused
 
 T = TypeVar("T")
 
-__all__ = ["RECIPES", "Data", "Network", "TrainConfig", "Training", "from_toml", "load", "to_toml"]
+__all__ = [
+    "RECIPES",
+    "Data",
+    "Loss",
+    "Network",
+    "Task",
+    "TrainConfig",
+    "Training",
+    "from_toml",
+    "load",
+    "to_toml",
+]
 
-RECIPES = ("demo", "glioma")
-"""The recipes that come with the package; ``glioma`` fills in what a file leaves out."""
+RECIPES = tuple(
+    sorted(path.name.removesuffix(".toml") for path in (files("brainseg_trainer") / "recipes").iterdir())
+)
+"""Those that come with the package."""
+ROOT = "glioma"
+"""The recipe that all others rest on; it leaves nothing out."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -27,11 +42,32 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class Network:
     """Which network."""
 
-    preset: Literal["s2d", "unet3d"]
+    preset: Literal["s2d", "unet3d", "isensee2017", "nnunet", "unet2d"]
     width: int
     """Filters on the first level."""
     depth: int
     """Levels."""
+    norm: Literal["batch", "instance"] = "batch"
+    upsampling: Literal["transposed", "nearest"] = "transposed"
+    """Transposed convolutions, or nearest neighbours and a convolution."""
+    dropout: float = 0.0
+    """Fraction of the feature maps that a step leaves out."""
+    auxiliary: int = 0
+    """Heads on coarser levels, for deep supervision; they leave before export."""
+    slices: int = 1
+    """``unet2d``: neighbouring slices that an answer is made from, an odd number: 2.5D from 3 on."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What goes in and comes out."""
+
+    modalities: tuple[str, ...] = ("t1", "t1c", "t2", "flair")
+    """Input channels, in order."""
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    """``sigmoid``: a channel per region. ``softmax``: a channel per label and one for the background."""
+    types: bool = False
+    """Whether the tumour's type is told too, where the data say it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +82,34 @@ class Data:
     """Fraction of the patients that is held out, at least one."""
     tumour: float
     """Fraction of the tiles that is centred on a voxel of tumour."""
+    normalisation: Literal["zscore", "none"] = "zscore"
+    """As in ``ModelSpec``."""
+    augmentation: Literal["none", "light", "full"] = "light"
+    """``light``: mirrors and intensities. ``full``: nnU-Net's table, a bias field and absent modalities."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is minimised; see ``losses``."""
+
+    kind: Literal[
+        "bce",
+        "dice",
+        "weighted_dice",
+        "log_dice",
+        "dice_bce",
+        "dice_ce",
+        "generalized_dice",
+        "tversky",
+        "focal_tversky",
+        "focal",
+        "jaccard",
+        "boundary",
+    ] = "dice_bce"
+    over: Literal["batch", "tile"] = "batch"
+    """What an overlap is summed over before its fraction is taken: all tiles of a step, or each alone."""
+    weights: tuple[float, ...] = ()
+    """``weighted_dice``: one per region."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +120,29 @@ class Training:
     batch: int
     """Tiles per step."""
     learning_rate: float
-    """At the end of the warm-up; a cosine then takes it to 0."""
+    """At the end of the warm-up; the schedule then takes it down."""
     warmup: int
     """Steps in which the learning rate rises from 0."""
     weight_decay: float
-    """AdamW's, on kernels only."""
+    """On kernels only, apart from the gradient (Loshchilov and Hutter 2019)."""
     validate_every: int
     """Steps between scores on the held-out scans; the last step is always scored."""
     checkpoint_seconds: float
     """What a killed run loses at most."""
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """``sgd`` with Nesterov's momentum of 0.99, as nnU-Net's."""
+    schedule: Literal["cosine", "poly", "exponential", "constant"] = "cosine"
+    """To 0 by a cosine or by (1 - t)^0.9; by 0.985 every 100 steps (Isensee et al. 2017); or not at all."""
+    clip: float = 0.0
+    """Largest norm of all gradients together; 0 leaves them as they are."""
+    ema: float = 0.0
+    """Share that a running mean of the weights keeps each step; 0 takes the weights as they are."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of activations; weights and the loss stay float32."""
+    patience: int = 0
+    """Scores without a better one after which training stops; 0 never stops early."""
+    backend: Literal["tensorflow", "jax"] = "tensorflow"
+    """What Keras computes with."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +160,34 @@ class TrainConfig:
     network: Network
     data: Data
     training: Training
+    task: Task = field(default_factory=Task)
+    loss: Loss = field(default_factory=Loss)
 
     def __post_init__(self) -> None:
-        network, data, training = self.network, self.data, self.training
+        network, data, training, task, loss = self.network, self.data, self.training, self.task, self.loss
+        flat = network.preset == "unet2d"
         ranges = {
             "name is letters, digits, dots, - and _": bool(_NAME.fullmatch(self.name)),
             "seed is not negative": self.seed >= 0,
             "network.width is at least 1": network.width >= 1,
             "network.depth is 2 to 7": 2 <= network.depth <= 7,
+            "network.dropout is 0 or more and less than 1": 0 <= network.dropout < 1,
+            "network.auxiliary is less than network.depth - 1": 0 <= network.auxiliary < network.depth - 1
+            or network.auxiliary == 0,
+            "network.slices is odd, and 1 but for unet2d": network.slices % 2 == 1
+            and network.slices >= 1
+            and (flat or network.slices == 1),
+            "task.modalities are named once each": 0 < len(task.modalities) == len(set(task.modalities)),
             "data.spacing is 0.1 to 20 mm": all(0.1 <= mm <= 20 for mm in data.spacing),
             "data.tile is positive": min(data.tile) > 0,
             "data.validation is between 0 and 1": 0 < data.validation < 1,
             "data.tumour is 0 to 1": 0 <= data.tumour <= 1,
+            "loss.kind bce and dice_bce are for sigmoid, dice_ce for softmax": (
+                task.activation == ("softmax" if loss.kind == "dice_ce" else "sigmoid")
+                or loss.kind not in ("bce", "dice_bce", "dice_ce", "focal")
+            ),
+            "loss.weights are positive, and belong to weighted_dice": all(w > 0 for w in loss.weights)
+            and bool(loss.weights) == (loss.kind == "weighted_dice"),
             "training.steps is at least 1": training.steps >= 1,
             "training.batch is at least 1": training.batch >= 1,
             "training.learning_rate is positive": training.learning_rate > 0,
@@ -101,6 +195,9 @@ class TrainConfig:
             "training.weight_decay is not negative": training.weight_decay >= 0,
             "training.validate_every is at least 1": training.validate_every >= 1,
             "training.checkpoint_seconds is not negative": training.checkpoint_seconds >= 0,
+            "training.clip is not negative": training.clip >= 0,
+            "training.ema is 0 or more and less than 1": 0 <= training.ema < 1,
+            "training.patience is not negative": training.patience >= 0,
         }
         for rule, kept in ranges.items():
             if not kept:
@@ -108,35 +205,31 @@ class TrainConfig:
 
 
 def load(name: str) -> TrainConfig:
-    """A recipe by its name, or a TOML file by its path, laid over the recipe ``glioma``.
+    """A recipe by its name, or a TOML file by its path, laid over its ``base``, else over ``glioma``.
 
     Raises:
         UsageRefused: ``E_USAGE`` for a missing file or one that does not say what a run needs.
     """
-    base = tomllib.loads(_recipe("glioma"))
     if name in RECIPES:
-        return from_toml(_recipe(name), base)
+        return _build(TrainConfig, _recipe(name), "")
     try:
-        return from_toml(Path(name).read_text(encoding="utf-8"), base)
+        text = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageRefused(
             "E_USAGE",
             f"the configuration {name} cannot be read: {error}.",
             f"Give a TOML file, or one of the recipes {', '.join(RECIPES)}.",
         ) from error
+    return _build(TrainConfig, _on_its_base(_parsed(text)), "")
 
 
-def from_toml(text: str, base: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Read a configuration; ``base`` fills in what the text leaves out.
+def from_toml(text: str) -> TrainConfig:
+    """Read a whole configuration, as ``to_toml`` wrote it.
 
     Raises:
         UsageRefused: ``E_USAGE`` for anything but a whole and valid configuration.
     """
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _refused(f"it is not TOML: {error}") from error
-    return _build(TrainConfig, _overlaid(base or {}, table), "")
+    return _build(TrainConfig, _parsed(text), "")
 
 
 def to_toml(config: TrainConfig) -> str:
@@ -149,8 +242,25 @@ def to_toml(config: TrainConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _recipe(name: str) -> str:
-    return (files("brainseg_trainer") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+def _recipe(name: str) -> dict[str, Any]:
+    """A recipe with all that it leaves out."""
+    text = (files("brainseg_trainer") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text) if name == ROOT else _on_its_base(tomllib.loads(text))
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _refused(f"it is not TOML: {error}") from error
+
+
+def _on_its_base(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table laid over the recipe that it names as its ``base``."""
+    base = table.get("base", ROOT)
+    if base not in RECIPES:
+        raise _refused(f"base is one of {', '.join(RECIPES)}, received {base!r}")
+    return _overlaid(_recipe(base), {key: value for key, value in table.items() if key != "base"})
 
 
 def _overlaid(base: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,13 +282,13 @@ def _build(kind: type[T], table: object, where: str) -> T:
     if not isinstance(table, dict):
         raise _refused(f"{where or 'the file'} is not a table")
     hints = get_type_hints(kind)
-    names = list(hints)
-    for key in table.keys() - set(names):
-        raise _refused(f"{where}{key} is unknown; known are {', '.join(names)}")
-    for key in names:
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    for key in table.keys() - set(hints):
+        raise _refused(f"{where}{key} is unknown; known are {', '.join(hints)}")
+    for key in needed:
         if key not in table:
             raise _refused(f"{where}{key} is missing")
-    values: dict[str, Any] = {key: _value(hints[key], table[key], where + key) for key in names}
+    values: dict[str, Any] = {key: _value(hints[key], value, where + key) for key, value in table.items()}
     return kind(**values)
 
 
@@ -192,6 +302,8 @@ def _value(hint: object, value: object, where: str) -> object:
             return value
         raise _refused(f"{where} is one of {', '.join(map(repr, parts))}, received {value!r}")
     if get_origin(hint) is tuple:
+        if isinstance(value, list) and parts[1:] == (...,):
+            return tuple(_value(parts[0], item, where) for item in value)
         if isinstance(value, list) and len(value) == len(parts):
             return tuple(_value(part, item, where) for part, item in zip(parts, value, strict=True))
         raise _refused(f"{where} is a list of {len(parts)}, received {value!r}")

@@ -18,6 +18,8 @@ def build_network(network: Network, channels: int, outputs: int) -> keras.Model:
             return s2d.build(channels, outputs, network.width, network.depth)
         case "unet3d":
             return unet3d.build(channels, outputs, network.width, network.depth)
+        case _:
+            raise _unbuilt(network)
 
 
 def divisor(network: Network) -> int:
@@ -27,6 +29,12 @@ def divisor(network: Network) -> int:
             return s2d.divisor(network.depth)
         case "unet3d":
             return unet3d.divisor(network.depth)
+        case _:
+            raise _unbuilt(network)
+
+
+def _unbuilt(network: Network) -> UsageRefused:
+    return UsageRefused("E_USAGE", f"{network.preset} is not built yet.", "Take s2d or unet3d.")
 
 
 def save_network(network: keras.Model, path: Path) -> None:
