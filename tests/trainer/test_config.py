@@ -81,5 +81,5 @@ def test_mistakes_are_named(tmp_path, text, named):
 
 def test_a_missing_file_is_refused():
     """A name that is neither a file nor a recipe is refused, and the recipes are listed."""
-    with pytest.raises(UsageRefused, match="demo, glioma"):
+    with pytest.raises(UsageRefused, match=", ".join(RECIPES)):
         load("nowhere.toml")

@@ -12,7 +12,7 @@ from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.nifti import read_labels, write_labels
 from brainseg_runtime.preprocess import prepare
 from brainseg_runtime.scans import Scan, read
-from brainseg_trainer.dataset import draw_batch, find_training_scans, prepare_examples, split
+from brainseg_trainer.dataset import draw_batch, find_training_scans, patient_of, prepare_examples, split
 from brainseg_trainer.task import glioma_spec, label_table, masks
 
 from .conftest import quiet
@@ -20,7 +20,7 @@ from .conftest import quiet
 
 @pytest.fixture
 def spec(small_config):
-    return glioma_spec(small_config, 8)
+    return glioma_spec(small_config, (8, 8, 8))
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def scans(tmp_path, scans_folder):
 
 @pytest.fixture(scope="module")
 def examples(scans_folder, small_config, tmp_path_factory):
-    spec = glioma_spec(small_config, 8)
+    spec = glioma_spec(small_config, (8, 8, 8))
     source = find_training_scans(scans_folder, spec)
     return prepare_examples(source, source.scans, spec, tmp_path_factory.mktemp("cache"), quiet)
 
@@ -93,24 +93,28 @@ def test_every_scan_is_seen_before_any_is_seen_again(examples, spec, small_confi
     assert sums == pytest.approx(sorted(float(e.data.sum(dtype=np.float64)) for e in examples), abs=1)
 
 
+def patients_of(scans):
+    return {scan.id: patient_of(scan) for scan in scans}
+
+
 def test_the_split_keeps_patients_together():
     """Visits of one BraTS patient fall on one side, and a seed names one split."""
     names = [f"BraTS-GLI-{patient:05d}-{visit:03d}" for patient in range(10) for visit in range(3)]
     scans = [Scan(name, (), "t1c") for name in names]
-    training, held_out = split(scans, 0.2, 0)
+    training, held_out = split(scans, patients_of(scans), 0.2, 0)
     assert {s.id for s in training} | {s.id for s in held_out} == set(names)
-    patients = [{re.sub(r"-\d{3}$", "", s.id) for s in side} for side in (training, held_out)]
-    assert not patients[0] & patients[1]
-    assert len(patients[1]) == 2
-    assert split(scans, 0.2, 0) == (training, held_out)
-    assert split(scans, 0.2, 1) != (training, held_out)
+    sides = [{re.sub(r"-\d{3}$", "", s.id) for s in side} for side in (training, held_out)]
+    assert not sides[0] & sides[1]
+    assert len(sides[1]) == 2
+    assert split(scans, patients_of(scans), 0.2, 0) == (training, held_out)
+    assert split(scans, patients_of(scans), 0.2, 1) != (training, held_out)
 
 
 def test_too_few_patients_are_refused():
     """One patient cannot be trained on and held out, however many visits there are."""
     scans = [Scan(f"BraTS-GLI-00001-{visit:03d}", (), "t1c") for visit in range(3)]
     with pytest.raises(ScanRefused) as refusal:
-        split(scans, 0.2, 0)
+        split(scans, patients_of(scans), 0.2, 0)
     assert refusal.value.code == "E_TOO_FEW_SCANS"
 
 

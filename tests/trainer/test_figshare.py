@@ -15,13 +15,14 @@ from brainseg_runtime.errors import ScanRefused, UsageRefused
 from brainseg_runtime.nifti import read_labels
 from brainseg_runtime.overlap import dice
 from brainseg_runtime.scans import find_scans, read
+from brainseg_trainer.config import load
 from brainseg_trainer.figshare import figshare_spec, import_slices
 from brainseg_trainer.figshare.importing import read_folds
 from brainseg_trainer.figshare.slices import polygon_mask, read_slice
 from brainseg_trainer.figshare.stacks import likeness, look_at, stacks
 from PIL import Image
 
-SPEC = figshare_spec("slices", (256, 256, 1), (16, 16, 1))
+SPEC = figshare_spec(load("figshare"), (16, 16, 1))
 
 
 def quiet(*_):

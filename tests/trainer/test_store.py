@@ -19,13 +19,15 @@ from brainseg_trainer.cli import app
 from brainseg_trainer.config import load
 from brainseg_trainer.dataset import draw_batch, find_training_scans, prepare_examples
 from brainseg_trainer.label_names import named_table
-from brainseg_trainer.sources import open_source
+from brainseg_trainer.sources import open_data
 from brainseg_trainer.store import Origin, Store, folds_of, write_store
 from brainseg_trainer.task import glioma_spec
 from toys import toy_volume, write_scan
 from typer.testing import CliRunner
 
 COARSE = """
+[network]
+depth = 4
 [data]
 spacing = [1.0, 1.0, 1.0]
 tile = [16, 16, 16]
@@ -63,7 +65,7 @@ def brats(tmp_path_factory):
 
 
 def make(folder, path, config):
-    found = open_source(folder, str(config))
+    found = open_data(folder, load(str(config)))
     return write_store(path, found.scans, folder, found.spec, found.origins, quiet)
 
 
@@ -75,7 +77,7 @@ def store(brats, config, tmp_path_factory):
 def test_tiles_are_the_same_from_a_store(store, brats, config, tmp_path):
     """A step sees exactly what it would see without a store."""
     settings = load(str(config))
-    spec = glioma_spec(settings, 1)
+    spec = glioma_spec(settings, (1, 1, 1))
     source = find_training_scans(brats, spec)
     plain = prepare_examples(source, source.scans, spec, tmp_path / "cache", quiet)
     stored = store.examples([scan.id for scan in source.scans])
@@ -113,7 +115,7 @@ from brainseg_trainer.task import glioma_spec
 
 store, settings = Store.open(Path(sys.argv[1])), load(sys.argv[2])
 examples = store.examples([scan.id for scan in store.scans])
-batches = [draw_batch(examples, glioma_spec(settings, 1), settings, step)[0] for step in range(12)]
+batches = [draw_batch(examples, glioma_spec(settings, (1, 1, 1)), settings, step)[0] for step in range(12)]
 print(np.stack(batches).sum(dtype=np.float64))
 """
 
@@ -125,7 +127,7 @@ def test_several_processes_read_one_store(store, config):
         running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         examples = store.examples([scan.id for scan in store.scans])
         settings = load(str(config))
-        spec = glioma_spec(settings, 1)
+        spec = glioma_spec(settings, (1, 1, 1))
         batches = [draw_batch(examples, spec, settings, step)[0] for step in range(12)]
         expected = f"{np.stack(batches).sum(dtype=np.float64)}\n"
         assert [process.communicate(timeout=60)[0] for process in running] == [expected] * 2
@@ -134,7 +136,8 @@ def test_several_processes_read_one_store(store, config):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from brainseg_trainer.sources import open_source
+from brainseg_trainer.config import load
+from brainseg_trainer.sources import open_data
 from brainseg_trainer.store import write_store
 
 def kill(done, total):
@@ -142,7 +145,7 @@ def kill(done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 
 folder = Path(sys.argv[1])
-found = open_source(folder, sys.argv[3])
+found = open_data(folder, load(sys.argv[3]))
 write_store(Path(sys.argv[2]), found.scans, folder, found.spec, found.origins, kill)
 """
 
@@ -189,7 +192,7 @@ def peak():
 
 peaks = []
 settings = load(sys.argv[2])
-spec = glioma_spec(settings, 1)
+spec = glioma_spec(settings, (1, 1, 1))
 report = lambda done, total: peaks.append(peak())
 store = write_store(Path(sys.argv[1]), Source(), Path("."), spec, {}, report)
 examples = store.examples([scan.id for scan in store.scans])
@@ -323,7 +326,7 @@ SWAPPED = np.array([0, 2, 1, 3], np.uint8)
 
 def write_other(brats, root, msd):
     """BraTS scans as a Decathlon task, one 4-D file each, or a raw folder of nnU-Net; one without truth."""
-    spec = glioma_spec(load("glioma"), 1)
+    spec = glioma_spec(load("glioma"), (1, 1, 1))
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
         (root / folder).mkdir(parents=True)
     for n, scan in enumerate(find_training_scans(brats, spec).scans):
@@ -383,7 +386,7 @@ def test_other_layouts_give_the_same_store(store, brats, config, tmp_path, msd):
 def test_names_decide_what_values_mean(tmp_path, labels, values):
     """The Decathlon's, BraTS' and nnU-Net's ways to name labels."""
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
-    table = named_table(tmp_path / "dataset.json", glioma_spec(load("glioma"), 1))
+    table = named_table(tmp_path / "dataset.json", glioma_spec(load("glioma"), (1, 1, 1)))
     assert table[: len(values)].tolist() == values
 
 
@@ -394,18 +397,18 @@ def test_names_that_say_nothing_are_refused(tmp_path, labels):
     """A liver is no tumour, and a guess no label."""
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     with pytest.raises(ScanRefused) as refusal:
-        named_table(tmp_path / "dataset.json", glioma_spec(load("glioma"), 1))
+        named_table(tmp_path / "dataset.json", glioma_spec(load("glioma"), (1, 1, 1)))
     assert refusal.value.code == "E_DATASET_JSON"
 
 
-def test_an_import_of_figshare_becomes_a_store(tmp_path, config):
+def test_an_import_of_figshare_becomes_a_store(tmp_path):
     """Stacks of a few slices, and single ones, keep their patient, fold and type."""
     from brainseg_trainer.figshare import import_slices
 
     from .test_figshare import write_download
 
     import_slices(write_download(tmp_path / "download"), tmp_path / "scans", {}, quiet)
-    store = make(tmp_path / "scans", tmp_path / "x.h5", config)
+    store = make(tmp_path / "scans", tmp_path / "x.h5", "figshare")
     assert isinstance(store.spec, ModelSpec)
     found = {scan.id: (scan.patient, scan.fold, scan.kind, scan.shape[2]) for scan in store.scans}
     assert found == {
@@ -414,7 +417,7 @@ def test_an_import_of_figshare_becomes_a_store(tmp_path, config):
         "MRx2001_0001-0003": ("MR 01", 2, "glioma", 3),
         "MRx2001_0004-0006": ("MR 01", 2, "glioma", 3),
     }
-    settings = load(str(config))
+    settings = load("figshare")
     slices = replace(settings, data=replace(settings.data, tile=(128, 128, 1), tumour=1.0))
     images, masks = draw_batch(store.examples(list(found)), store.spec, slices, 0)
     assert images.shape[1:] == (128, 128, 1, 1)

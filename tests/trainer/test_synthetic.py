@@ -75,7 +75,7 @@ def test_the_skull_is_stripped(scans):
 
 def test_files_are_found_and_read_as_brats_scans(scans_folder):
     """What is written is found by the runtime under BraTS names, complete, on one LPS grid, with truth."""
-    spec = glioma_spec(load("demo"), 16)
+    spec = glioma_spec(load("demo"), (16, 16, 16))
     found = find_scans(scans_folder, spec)
     assert [scan.id for scan in found.scans] == [f"synthetic-7-{n:04d}" for n in range(4)]
     assert not found.refused

@@ -54,7 +54,7 @@ def fit(
     run: Annotated[Path, typer.Option(help="The run's folder.", show_default=False)],
     config: Annotated[
         str | None,
-        typer.Option(help="A TOML file, or a recipe: glioma, demo.", show_default="glioma"),
+        typer.Option(help="A TOML file, or a recipe.", show_default="glioma; figshare for its slices"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
 ) -> None:
@@ -66,12 +66,13 @@ def fit(
     _quieten_tensorflow()
     from brainseg_trainer.config import load
     from brainseg_trainer.run import RunFolder
+    from brainseg_trainer.sources import recipe_for
 
     folder = RunFolder(run)
     if resume:
         folder.go_on(load(config) if config else None)
     else:
-        folder.begin(load(config or "glioma"))
+        folder.begin(load(config or recipe_for(data)))
     if not folder.model.exists():
         from brainseg_trainer.fit import fit as train
         from brainseg_trainer.progress import Progress
@@ -205,19 +206,25 @@ def store(
     data: DataPath,
     output: Annotated[Path, typer.Option("-o", "--output", help="The store, x.h5.", show_default=False)],
     config: Annotated[
-        str, typer.Option(help="A TOML file, or a recipe: what the network's grid is like.")
-    ] = "glioma",
+        str | None,
+        typer.Option(
+            help="A TOML file, or a recipe: what the network's grid is like.",
+            show_default="glioma; figshare for its slices",
+        ),
+    ] = None,
 ) -> None:
     """Prepare a data set once, into one HDF5 file that fit takes: BraTS, MSD, nnU-Net, figshare import.
 
     Exit status: 0 done, 2 usage, 3 the scans do not do, 4 some scans refused, the rest stored, 7 output not
     writable.
     """
+    _quieten_tensorflow()
+    from brainseg_trainer.config import load
     from brainseg_trainer.progress import Progress
-    from brainseg_trainer.sources import open_source
+    from brainseg_trainer.sources import open_data, recipe_for
     from brainseg_trainer.store import write_store
 
-    found = open_source(data, config)
+    found = open_data(data, load(config or recipe_for(data)))
     progress = Progress()
     made = write_store(
         output,

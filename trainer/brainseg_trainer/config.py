@@ -18,6 +18,7 @@ __all__ = [
     "Data",
     "Loss",
     "Network",
+    "Precision",
     "Task",
     "TrainConfig",
     "Training",
@@ -33,6 +34,8 @@ RECIPES = tuple(
 ROOT = "glioma"
 """The recipe that all others rest on; it leaves nothing out."""
 
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Of a model: it becomes part of file names."""
@@ -86,6 +89,8 @@ class Data:
     """As in ``ModelSpec``."""
     augmentation: Literal["none", "light", "full"] = "light"
     """``light``: mirrors and intensities. ``full``: nnU-Net's table, a bias field and absent modalities."""
+    fold: int = 0
+    """1 to 5: which fold of a cross-validation is held out, instead of a share; 0: none is."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class Training:
     """Largest norm of all gradients together; 0 leaves them as they are."""
     ema: float = 0.0
     """Share that a running mean of the weights keeps each step; 0 takes the weights as they are."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Of activations; weights and the loss stay float32."""
     patience: int = 0
     """Scores without a better one after which training stops; 0 never stops early."""
@@ -182,6 +187,7 @@ class TrainConfig:
             "data.tile is positive": min(data.tile) > 0,
             "data.validation is between 0 and 1": 0 < data.validation < 1,
             "data.tumour is 0 to 1": 0 <= data.tumour <= 1,
+            "data.fold is 0 to 5": 0 <= data.fold <= 5,
             "loss.kind bce and dice_bce are for sigmoid, dice_ce for softmax": (
                 task.activation == ("softmax" if loss.kind == "dice_ce" else "sigmoid")
                 or loss.kind not in ("bce", "dice_bce", "dice_ce", "focal")

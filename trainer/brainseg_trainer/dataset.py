@@ -6,7 +6,7 @@ see. What a step sees depends on the seed and the step's number alone, whatever 
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,32 +125,36 @@ def find_training_scans(folder: Path, spec: ModelSpec) -> TrainingScans:
             f"{len(bare)} of {len(found.scans)} scans have no label image, first {', '.join(bare[:5])}.",
             "Put <scan>-seg.nii.gz beside each scan, or take these scans out of the folder.",
         )
-    thin = 1 in spec.tile
+    thin = 1 in spec.divisor
     with ThreadPoolExecutor() as pool:
         values = set().union(*pool.map(lambda scan: _truth_values(scan, thin), found.scans))
     truths = [scan.truth for scan in found.scans if scan.truth]
     return TrainingScans(found.scans, truth_table(truths, values, spec), thin)
 
 
-def split(scans: Sequence[Scan], held_out: float, seed: int) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
+def split(
+    scans: Sequence[Scan], patients: Mapping[str, str], held_out: float, seed: int
+) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
     """Scans to train on and scans to hold out; all scans of a patient fall on one side.
+
+    ``patients``: scan -> patient.
 
     Raises:
         ScanRefused: ``E_TOO_FEW_SCANS`` with fewer than two patients.
     """
-    patients = sorted({patient_of(scan) for scan in scans})
-    if len(patients) < 2:
+    names = sorted({patients[scan.id] for scan in scans})
+    if len(names) < 2:
         raise ScanRefused(
             "E_TOO_FEW_SCANS",
-            f"{len(scans)} scans of {len(patients)} patient cannot be split.",
+            f"{len(scans)} scans of {len(names)} patient cannot be split.",
             "Give the scans of two patients or more.",
         )
-    shuffled = np.random.default_rng(seed).permutation(patients).tolist()
-    count = min(max(1, round(held_out * len(patients))), len(patients) - 1)
+    shuffled = np.random.default_rng(seed).permutation(names).tolist()
+    count = min(max(1, round(held_out * len(names))), len(names) - 1)
     held = set(shuffled[:count])
     return (
-        tuple(scan for scan in scans if patient_of(scan) not in held),
-        tuple(scan for scan in scans if patient_of(scan) in held),
+        tuple(scan for scan in scans if patients[scan.id] not in held),
+        tuple(scan for scan in scans if patients[scan.id] in held),
     )
 
 

@@ -1,36 +1,30 @@
 """One training run, from a folder of scans to a folder that the exporter takes."""
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
-from brainseg_runtime.errors import ScanRefused, UsageRefused
+from brainseg_runtime.errors import OutputUnwritable, UsageRefused
 from brainseg_runtime.scans import Scan
 from brainseg_runtime.spec import ModelSpec
 
 from brainseg_trainer.config import TrainConfig
-from brainseg_trainer.dataset import (
-    Batch,
-    Example,
-    TrainingScans,
-    draw_batch,
-    find_training_scans,
-    prepare_examples,
-    split,
-)
+from brainseg_trainer.dataset import Batch, Example, draw_batch, prepare_examples
 from brainseg_trainer.evaluate import Score, evaluate, mean_dice, metrics
 from brainseg_trainer.figures import draw_curves
-from brainseg_trainer.learner import Learner
-from brainseg_trainer.networks import build_network, divisor, save_network
+from brainseg_trainer.learner import Learner, precision_of
+from brainseg_trainer.losses import loss_of
+from brainseg_trainer.networks import build_network, save_network
 from brainseg_trainer.run import RunFolder
-from brainseg_trainer.store import Store
-from brainseg_trainer.task import glioma_spec
+from brainseg_trainer.sources import DataSet, open_data
 
 __all__ = ["Report", "fit"]
 
@@ -56,6 +50,10 @@ class _State:
     """Since the last row."""
     rows: list[dict[str, float]] = field(default_factory=list)
     """Of ``history.csv``."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """Of the scores so far: ``step``, ``mean`` over the regions' mean Dice, ``metrics``."""
+    waited: int = 0
+    """Scores since the best one."""
 
     def add_row(self, learning_rate: float) -> None:
         """Sum up the steps since the last row."""
@@ -69,31 +67,45 @@ class _State:
         )
         self.losses.clear()
 
+    def add_scores(self, scores: Sequence[Score]) -> bool:
+        """Add scores to the last row; whether they are the best so far."""
+        means = mean_dice(scores)
+        self.rows[-1].update({f"dice_{region}": dice for region, dice in means.items()})
+        mean = float(np.mean(list(means.values())))
+        is_best = not self.best or mean > self.best["mean"]
+        self.waited = 0 if is_best else self.waited + 1
+        if is_best:
+            self.best = {"step": self.step, "mean": mean, "metrics": metrics(scores)}
+        return is_best
+
 
 def fit(data: Path, run: RunFolder, report: Report) -> None:
     """Train as the run's configuration says, or go on from its checkpoint, and fill its folder.
 
     ``data`` is a folder of scans, or a store that was made from one; scans are held out in the folder.
+    The network that is kept is the one that scored best on them, so its score there flatters it a little.
 
     Raises:
         ScanRefused: where a scan, its truth, or the number of scans does not do.
         BundleInvalid: ``E_SPEC`` where the tile does not suit the network.
-        UsageRefused: ``E_RUN`` where the run was begun on other scans.
+        UsageRefused: ``E_RUN`` where the run was begun on other scans; ``E_USAGE``.
+        BudgetExceeded: ``E_MEMORY`` where a step would not fit.
         EngineUnavailable: ``E_ENGINE_FAILED`` where training diverges.
         OutputUnwritable: ``E_OUTPUT``.
     """
     config = run.read_config()
-    spec = glioma_spec(config, divisor(config.network))
-    store = _store(data, spec)
-    source = find_training_scans(store.source if store else data, spec)
-    if store:
-        source = replace(source, scans=_stored_scans(store, source))
-    training, held_out = split(source.scans, config.data.validation, config.seed)
-    run.write_spec(spec)
+    data_set = open_data(data, config)
+    training, held_out = data_set.divided(config)
     keras.utils.set_random_seed(config.seed)
-    network = build_network(config.network, len(spec.modalities), spec.output_channels)
-    learner = Learner(network, config.training)
-    _Session(run, config, spec, source, store, training, held_out, learner, report).go()
+    learner = Learner(
+        _network(config, data_set.spec), config.training, loss_of(config.loss, config.task.activation)
+    )
+    _Session(run, config, data_set, training, held_out, learner, report).go()
+
+
+def _network(config: TrainConfig, spec: ModelSpec) -> keras.Model:
+    with precision_of(config.training.precision):
+        return build_network(config.network, len(spec.modalities), spec.output_channels)
 
 
 @dataclass(frozen=True)
@@ -102,9 +114,7 @@ class _Session:
 
     run: RunFolder
     config: TrainConfig
-    spec: ModelSpec
-    source: TrainingScans
-    store: Store | None
+    data: DataSet
     training: Sequence[Scan]
     held_out: Sequence[Scan]
     learner: Learner
@@ -113,20 +123,16 @@ class _Session:
     def go(self) -> None:
         """Begin or resume, train to the last step, and leave everything that a run leaves."""
         state = self._begin()
+        self._check_held_out()
         examples = self._examples()
         self._train(state, examples)
-        self._finish(state, examples)
-
-    def _examples(self) -> list[Example]:
-        if self.store:
-            return self.store.examples([scan.id for scan in self.training])
-        return prepare_examples(
-            self.source, self.training, self.spec, self.run.cache, partial(self._tell, "preparing scans")
-        )
+        self._finish(state)
 
     def _begin(self) -> _State:
         digest = _digest(self.training, self.held_out)
         if not self.run.checkpoint.exists():
+            self.run.write_spec(self.data.spec)
+            _require_room(self.run.path, self.learner.bytes)
             return _State(digest)
         state = _State(**self.learner.restore(self.run.checkpoint))
         if state.data != digest:
@@ -137,39 +143,70 @@ class _Session:
             )
         return state
 
+    def _check_held_out(self) -> None:
+        """Read what is scored later: a file that is damaged must be known before hours are spent."""
+        for done, scan in enumerate(self.held_out, start=1):
+            volume = self.data.scans.read(scan)
+            self.data.scans.truth(scan, volume.geometry)
+            self._tell("checking held-out scans", done, len(self.held_out))
+
+    def _examples(self) -> list[Example]:
+        if self.data.store:
+            return self.data.store.examples([scan.id for scan in self.training])
+        return prepare_examples(
+            self.data.scans,
+            self.training,
+            self.data.spec,
+            self.run.cache,
+            partial(self._tell, "preparing scans"),
+        )
+
     def _train(self, state: _State, examples: Sequence[Example]) -> None:
-        """Take the steps that are left."""
+        """Take the steps that are left, until the last or until scores no longer rise."""
         training = self.config.training
         began = time.monotonic() - state.seconds
         saved = time.monotonic()
-        for images, masks in self._batches(examples, state.step):
+        for images, truth in self._batches(examples, state):
             rate = self.learner.learning_rate
-            loss = self.learner.step(images, masks)
+            loss = self.learner.step(images, truth)
             state.losses.append(loss)
             state.step += 1
             state.seconds = time.monotonic() - began
-            last = state.step == training.steps
-            scored = state.step % training.validate_every == 0 and not last
-            if last or scored or state.step % max(1, training.steps // ROWS) == 0:
+            scored = self._is_last(state) or state.step % training.validate_every == 0
+            if scored or state.step % max(1, training.steps // ROWS) == 0:
                 state.add_row(rate)
             if scored:
-                state.rows[-1].update(_columns(self._score(examples, state.step)))
-            if last or time.monotonic() - saved >= training.checkpoint_seconds:
+                self._validate(state, examples)
+            if self._is_last(state) or time.monotonic() - saved >= training.checkpoint_seconds:
                 self.learner.save(self.run.checkpoint, asdict(state))
                 self.run.write_history(state.rows)
                 saved = time.monotonic()
             self._tell("training", state.step, training.steps, f"loss {loss:.3f}")
 
-    def _finish(self, state: _State, examples: Sequence[Example]) -> None:
-        """Score the network, and write what the run is for; the model last."""
-        scores = self._score(examples, state.step)
-        state.rows[-1].update(_columns(scores))
+    def _is_last(self, state: _State) -> bool:
+        training = self.config.training
+        return state.step >= training.steps or 0 < training.patience <= state.waited
+
+    def _validate(self, state: _State, examples: Sequence[Example]) -> None:
+        """Score on the held-out scans, and keep the network if it is the best so far."""
+        spec, scans, count = self.data.spec, self.data.scans, RECALIBRATION_BATCHES
+        batches = (
+            draw_batch(examples, spec, self.config, state.step + n, altered=False)[0] for n in range(count)
+        )
+        with self.learner.as_scored(batches) as network:
+            scores = evaluate(network, spec, scans, self.held_out, partial(self._tell, "scoring scans"))
+            if state.add_scores(scores):
+                save_network(network, self.run.best)
+
+    def _finish(self, state: _State) -> None:
+        """Write what the run is for; the model last."""
         self.run.write_history(state.rows)
         self.run.write_metrics(
             "validation",
             {
-                **metrics(scores),
+                **state.best["metrics"],
                 "trained_on": [scan.id for scan in self.training],
+                "best_step": state.best["step"],
                 "steps": state.step,
                 "seconds": round(state.seconds, 1),
                 "keras": keras.__version__,
@@ -177,59 +214,37 @@ class _Session:
             },
         )
         draw_curves(state.rows, self.run.figures / "curves.png")
-        self.run.write_parity(self.source, self.held_out)
-        save_network(self.learner.network, self.run.model)
+        self.run.write_parity(self.data.scans, self.held_out)
+        self.run.keep_best()
         self.run.clean()
 
-    def _score(self, examples: Sequence[Example], step: int) -> list[Score]:
-        """Scores on the held-out scans, batch norm's statistics measured anew before."""
-        count = RECALIBRATION_BATCHES
-        self.learner.recalibrate(
-            draw_batch(examples, self.spec, self.config, step + n, altered=False)[0] for n in range(count)
-        )
-        return evaluate(
-            self.learner.network, self.spec, self.source, self.held_out, partial(self._tell, "scoring scans")
-        )
-
-    def _batches(self, examples: Sequence[Example], first: int) -> Iterator[Batch]:
-        """The batch of every step from ``first`` on, each drawn while the step before is computed."""
-        draw = partial(draw_batch, examples, self.spec, self.config)
+    def _batches(self, examples: Sequence[Example], state: _State) -> Iterator[Batch]:
+        """The batch of every step that is left, each drawn while the step before is computed."""
+        draw = partial(draw_batch, examples, self.data.spec, self.config)
         with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(draw, first)
-            for step in range(first, self.config.training.steps):
+            coming = pool.submit(draw, state.step)
+            while not self._is_last(state):
                 batch = coming.result()
-                coming = pool.submit(draw, step + 1)
+                coming = pool.submit(draw, state.step + 1)
                 yield batch
 
     def _tell(self, stage: str, done: int, total: int, remark: str = "") -> None:
         self.report(stage, done, total, remark)
 
 
-def _store(data: Path, spec: ModelSpec) -> Store | None:
-    """The store that ``data`` is, if it is a file and no folder."""
-    if not data.is_file():
-        return None
-    store = Store.open(data)
-    store.require(spec)
-    return store
+def _require_room(folder: Path, state: int) -> None:
+    """Check that a run's files will fit on the disk, before hours are spent on them.
 
-
-def _stored_scans(store: Store, source: TrainingScans) -> tuple[Scan, ...]:
-    """The scans that are in a store, for those that are held out are read from their folder."""
-    stored = {scan.id for scan in store.scans}
-    missing = sorted(stored - {scan.id for scan in source.scans})
-    if missing:
-        raise ScanRefused(
-            "E_STORE",
-            f"{store.source} no longer holds {len(missing)} scans of {store.path}, first {missing[0]}.",
-            "Make the store again.",
+    ``state`` in bytes: the weights and the optimiser's.
+    """
+    # A checkpoint is written beside the one that it replaces, and so is the network.
+    needed, free = 4 * state, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputUnwritable(
+            "E_OUTPUT",
+            f"{folder} has {free / 1e6:.0f} MB left, a run of this network takes {needed / 1e6:.0f} MB.",
+            "Free some space, or choose another folder.",
         )
-    return tuple(scan for scan in source.scans if scan.id in stored)
-
-
-def _columns(scores: Sequence[Score]) -> dict[str, float]:
-    """Mean Dice per region as columns of ``history.csv``."""
-    return {f"dice_{region}": dice for region, dice in mean_dice(scores).items()}
 
 
 def _digest(training: Sequence[Scan], held_out: Sequence[Scan]) -> str:

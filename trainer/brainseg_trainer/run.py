@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from brainseg_runtime.errors import UsageRefused
+from brainseg_runtime.errors import OutputUnwritable, UsageRefused
 from brainseg_runtime.files import write_atomically
 from brainseg_runtime.nifti import write_image, write_labels
 from brainseg_runtime.scans import Scan
@@ -74,6 +74,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """The state of an unfinished run."""
         return self.path / "checkpoint.npz"
+
+    @property
+    def best(self) -> Path:
+        """The network of an unfinished run that scored best."""
+        return self.path / "best.keras"
 
     @property
     def cache(self) -> Path:
@@ -172,6 +177,19 @@ class RunFolder:
                 write_image(folder / f"{scan.id}-{word}.nii.gz", image, volume.geometry)
             truth = source.truth(scan, volume.geometry)
             write_labels(folder / f"{scan.id}-seg.nii.gz", truth, volume.geometry)
+
+    def keep_best(self) -> None:
+        """Make the network that scored best the run's.
+
+        Raises:
+            OutputUnwritable: ``E_OUTPUT``.
+        """
+        try:
+            self.best.replace(self.model)
+        except OSError as error:
+            raise OutputUnwritable(
+                "E_OUTPUT", f"{self.model} cannot be written: {error}.", "Check the folder, then --resume."
+            ) from error
 
     def clean(self) -> None:
         """Remove what only an unfinished run needs."""

@@ -1,50 +1,119 @@
-"""What a folder of data is: BraTS' scans, a data set with a dataset.json, or an import of figshare."""
+"""What data are, and which of them are held out: scans in a folder, figshare's slices, a store of either."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.scans import Scan
 from brainseg_runtime.spec import ModelSpec
 
-from brainseg_trainer.config import load
-from brainseg_trainer.dataset import TrainingScans, find_training_scans
+from brainseg_trainer.config import TrainConfig
+from brainseg_trainer.dataset import TrainingScans, find_training_scans, patient_of, split
 from brainseg_trainer.figshare.importing import INDEX
 from brainseg_trainer.figshare.task import figshare_spec
-from brainseg_trainer.store import Origin
+from brainseg_trainer.networks import divisor
+from brainseg_trainer.store import FOLDS, Origin, Store, folds_of
 from brainseg_trainer.task import glioma_spec
 
-__all__ = ["DataSet", "open_source"]
+__all__ = ["DataSet", "open_data", "recipe_for"]
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A folder of data, understood."""
+    """Scans with truth, and what is known of them."""
 
     scans: TrainingScans
     spec: ModelSpec
     """What is to be learnt from them."""
     origins: Mapping[str, Origin]
-    """Scan -> patient, fold and type, where the data set says them."""
+    """Scan -> patient, fold and type."""
+    folder: Path
+    """Where the scans lie."""
+    store: Store | None = None
+    """The same scans, prepared."""
+
+    def divided(self, config: TrainConfig) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
+        """Scans to train on and scans to hold out: a fold, or a share of the patients.
+
+        Raises:
+            ScanRefused: ``E_TOO_FEW_SCANS`` for fewer patients than it takes, ``E_FOLDS``.
+        """
+        patients = {scan: origin.patient for scan, origin in self.origins.items()}
+        if config.data.fold:
+            return self._fold(config.data.fold, len(set(patients.values())))
+        return split(self.scans.scans, patients, config.data.validation, config.seed)
+
+    def _fold(self, number: int, patients: int) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
+        if patients < FOLDS:
+            raise ScanRefused(
+                "E_TOO_FEW_SCANS",
+                f"{patients} patients do not make {FOLDS} folds.",
+                "Give more patients, or set data.fold to 0.",
+            )
+        folds = folds_of(self.origins)
+        training = tuple(scan for scan in self.scans.scans if folds[scan.id] != number)
+        held_out = tuple(scan for scan in self.scans.scans if folds[scan.id] == number)
+        if not held_out or not training:
+            raise ScanRefused(
+                "E_FOLDS", f"the data have the folds {sorted(set(folds.values()))}.", "Take one of them."
+            )
+        return training, held_out
 
 
-def open_source(folder: Path, config: str) -> DataSet:
-    """Find the scans of a folder, for a network whose grid a configuration describes.
+def recipe_for(data: Path) -> str:
+    """The recipe that suits a folder or a store, where the user names none."""
+    return "figshare" if _is_figshare(_folder_of(data)[0]) else "glioma"
+
+
+def open_data(data: Path, config: TrainConfig) -> DataSet:
+    """Understand a folder of scans, or a store that was made from one.
 
     Raises:
-        ScanRefused: see ``find_training_scans``; ``E_INPUT_MISSING`` for a damaged ``figshare.json``.
-        UsageRefused: ``E_USAGE`` for the configuration.
+        ScanRefused: see ``find_training_scans``; ``E_INPUT_MISSING`` for a damaged ``figshare.json``;
+            ``E_STORE`` for a store of another model, or one whose scans are gone.
+        UsageRefused: ``E_USAGE`` for a configuration that asks for what the data do not have.
+        BundleInvalid: ``E_SPEC`` where the tile does not suit the network.
     """
-    index = folder / INDEX
-    if index.is_file():
-        spec = figshare_spec("figshare", FIGSHARE_TILE, (1, 1, 1))
-        return DataSet(find_training_scans(folder, spec), spec, _figshare_origins(index))
-    spec = glioma_spec(load(config), 1)
-    return DataSet(find_training_scans(folder, spec), spec, {})
+    folder, store = _folder_of(data)
+    is_figshare = _is_figshare(folder)
+    spec = (figshare_spec if is_figshare else glioma_spec)(config, divisor(config.network))
+    if store:
+        store.require(spec)
+    scans = find_training_scans(folder, spec)
+    if store:
+        scans = replace(scans, scans=_stored_scans(store, scans))
+    told = _figshare_origins(folder / INDEX) if is_figshare else {}
+    origins = {scan.id: told.get(scan.id, Origin(patient_of(scan))) for scan in scans.scans}
+    if store:
+        origins |= {scan.id: Origin(scan.patient, scan.fold, scan.kind) for scan in store.scans}
+    return DataSet(scans, spec, origins, folder, store)
 
 
-FIGSHARE_TILE = (256, 256, 1)
+def _folder_of(data: Path) -> tuple[Path, Store | None]:
+    """The folder of the scans; ``data`` is it, or is the store that was made from it."""
+    if not data.is_file():
+        return data, None
+    store = Store.open(data)
+    return store.source, store
+
+
+def _is_figshare(folder: Path) -> bool:
+    return (folder / INDEX).is_file()
+
+
+def _stored_scans(store: Store, source: TrainingScans) -> tuple[Scan, ...]:
+    """The scans that are in a store, for those that are held out are read from their folder."""
+    stored = {scan.id for scan in store.scans}
+    missing = sorted(stored - {scan.id for scan in source.scans})
+    if missing:
+        raise ScanRefused(
+            "E_STORE",
+            f"{store.source} no longer holds {len(missing)} scans of {store.path}, first {missing[0]}.",
+            "Make the store again.",
+        )
+    return tuple(scan for scan in source.scans if scan.id in stored)
 
 
 def _figshare_origins(index: Path) -> dict[str, Origin]:

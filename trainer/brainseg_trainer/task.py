@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from brainseg_runtime.errors import ScanRefused, UsageRefused
@@ -11,32 +12,48 @@ from numpy.typing import NDArray
 
 from brainseg_trainer.config import TrainConfig, load
 
-__all__ = ["BRATS_WORDS", "glioma_spec", "label_table", "masks", "read_spec"]
+__all__ = ["BRATS_WORDS", "glioma_spec", "label_table", "masks", "read_spec", "scheme_of"]
 
 BRATS_WORDS = {"t1": "t1n", "t1c": "t1c", "t2": "t2w", "flair": "t2f"}
 """Modality -> the word that BraTS 2023 has for it in file names."""
 
 
-def glioma_spec(config: TrainConfig, divisor: int) -> ModelSpec:
-    """The task of BraTS: four modalities in; whole tumour, tumour core and enhancing tumour out.
+def glioma_spec(config: TrainConfig, divisor: tuple[int, int, int]) -> ModelSpec:
+    """The task of BraTS: modalities in; whole tumour, tumour core and enhancing tumour out.
 
     Raises:
+        UsageRefused: ``E_USAGE`` for a modality that BraTS does not have.
         BundleInvalid: ``E_SPEC`` where the tile is not a multiple of the network's divisor.
     """
+    names = config.task.modalities
+    if not set(names) <= set(BRATS_WORDS):
+        raise UsageRefused(
+            "E_USAGE",
+            f"task.modalities are some of {', '.join(BRATS_WORDS)}, received {', '.join(names)}.",
+            "Correct the TOML file.",
+        )
+    softmax = config.task.activation == "softmax"
     return ModelSpec(
         name=config.name,
-        modalities=tuple(Modality(name, ALIASES[name]) for name in BRATS_WORDS),
-        reference="t1c",
+        modalities=tuple(Modality(name, ALIASES[name]) for name in names),
+        reference="t1c" if "t1c" in names else names[0],
         labels=(Label(1, "NCR"), Label(2, "ED"), Label(3, "ET")),
         regions=(Region("WT", (1, 2, 3)), Region("TC", (1, 3)), Region("ET", (3,))),
         tile=config.data.tile,
-        divisor=(divisor, divisor, divisor),
+        divisor=divisor,
+        activation=config.task.activation,
+        channels=(0, 1, 2, 3) if softmax else (),
         spacing=config.data.spacing,
-        # No preset has statistics of its input, so one pass over the head can stand for many tiles.
-        scheme="whole",
+        normalisation=config.data.normalisation,
+        scheme=scheme_of(config),
         # Pieces below this size are mostly false, and none of them changes a plan.
         min_volume_mm3=50.0,
     )
+
+
+def scheme_of(config: TrainConfig) -> Literal["tiles", "whole"]:
+    """One pass over the head can stand for many tiles, unless the network has statistics of its input."""
+    return "tiles" if config.network.norm == "instance" else "whole"
 
 
 def read_spec(path: Path | None) -> ModelSpec:
@@ -47,7 +64,7 @@ def read_spec(path: Path | None) -> ModelSpec:
         BundleInvalid: ``E_BUNDLE_FORMAT``, ``E_SPEC``.
     """
     if path is None:
-        return glioma_spec(load("glioma"), 1)
+        return glioma_spec(load("glioma"), (1, 1, 1))
     try:
         return ModelSpec.from_json(path.read_bytes())
     except OSError as error:
@@ -82,5 +99,10 @@ def label_table(values: Iterable[int], spec: ModelSpec) -> NDArray[np.uint8]:
 
 
 def masks(labels: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float32]:
-    """One 0/1 mask per region of the spec: (...) -> (..., R)."""
-    return np.stack([np.isin(labels, region.labels) for region in spec.regions], axis=-1).astype(np.float32)
+    """What the network's channels should say, 0 or 1: (...) -> (..., R).
+
+    A channel per region, or for a softmax model one per label and one for the background.
+    """
+    regions = [region.labels for region in spec.regions]
+    members = [(value,) for value in spec.channels] if spec.channels else regions
+    return np.stack([np.isin(labels, values) for values in members], axis=-1).astype(np.float32)

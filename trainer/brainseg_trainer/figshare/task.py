@@ -1,31 +1,44 @@
 """What a network is to learn from the slices: one modality in, the tumour out, slice by slice."""
 
+from brainseg_runtime.errors import UsageRefused
 from brainseg_runtime.scans import ALIASES
 from brainseg_runtime.spec import Label, Modality, ModelSpec, Region
 
-__all__ = ["SPACING_MM", "figshare_spec"]
+from brainseg_trainer.config import TrainConfig
+from brainseg_trainer.task import scheme_of
+
+__all__ = ["PIXEL_MM", "SLICE_MM", "figshare_spec"]
 
 PIXEL_MM = 0.49
 """Of slices of 512 x 512; from the paper (Cheng 2015), the files do not say it."""
 SLICE_MM = 7.0
 """6 mm thick and 1 mm apart; from the paper."""
-SPACING_MM = (2 * PIXEL_MM, 2 * PIXEL_MM, SLICE_MM)
-"""Of the network's grid: half the pixels of most slices, all of those of 256 x 256."""
 
 
-def figshare_spec(name: str, tile: tuple[int, int, int], divisor: tuple[int, int, int]) -> ModelSpec:
+def figshare_spec(config: TrainConfig, divisor: tuple[int, int, int]) -> ModelSpec:
     """A tumour of any type in T1 after contrast, with the region ``TUMOUR``.
 
     Raises:
+        UsageRefused: ``E_USAGE`` for other modalities, or labels where there is only one.
         BundleInvalid: ``E_SPEC`` where the tile is not a multiple of the network's divisor.
     """
+    if config.task.modalities != ("t1c",) or config.task.activation != "sigmoid":
+        raise UsageRefused(
+            "E_USAGE",
+            f"the slices are t1c with one label, the configuration asks for {config.task}.",
+            "Take the recipe figshare, or base a file on it.",
+        )
     return ModelSpec(
-        name=name,
+        name=config.name,
         modalities=(Modality("t1c", ALIASES["t1c"]),),
         reference="t1c",
         labels=(Label(1, "TUMOUR"),),
         regions=(Region("TUMOUR", (1,)),),
-        tile=tile,
+        tile=config.data.tile,
         divisor=divisor,
-        spacing=SPACING_MM,
+        spacing=config.data.spacing,
+        normalisation=config.data.normalisation,
+        scheme=scheme_of(config),
+        # The slices show the whole head.
+        anatomy="head",
     )

@@ -8,7 +8,7 @@ from brainseg_runtime.errors import OutputUnwritable, UsageRefused
 from brainseg_trainer.config import Network
 from brainseg_trainer.networks import s2d, unet3d
 
-__all__ = ["build_network", "divisor", "load_network", "save_network"]
+__all__ = ["build_network", "deployed", "divisor", "load_network", "save_network"]
 
 
 def build_network(network: Network, channels: int, outputs: int) -> keras.Model:
@@ -22,13 +22,20 @@ def build_network(network: Network, channels: int, outputs: int) -> keras.Model:
             raise _unbuilt(network)
 
 
-def divisor(network: Network) -> int:
+def deployed(network: keras.Model) -> keras.Model:
+    """The network without its auxiliary heads."""
+    return keras.Model(network.input, network.outputs[0])
+
+
+def divisor(network: Network) -> tuple[int, int, int]:
     """What each side of the network's input must be a multiple of, in voxels."""
     match network.preset:
         case "s2d":
-            return s2d.divisor(network.depth)
+            return (s2d.divisor(network.depth),) * 3
         case "unet3d":
-            return unet3d.divisor(network.depth)
+            return (unet3d.divisor(network.depth),) * 3
+        case "unet2d":
+            return (2 ** (network.depth - 1), 2 ** (network.depth - 1), 1)
         case _:
             raise _unbuilt(network)
 
