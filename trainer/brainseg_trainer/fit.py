@@ -25,6 +25,7 @@ from brainseg_trainer.losses import loss_of
 from brainseg_trainer.networks import build_network, save_network
 from brainseg_trainer.run import RunFolder
 from brainseg_trainer.sources import DataSet, open_data
+from brainseg_trainer.tensorboard import Board
 
 __all__ = ["Report", "fit"]
 
@@ -79,10 +80,12 @@ class _State:
         return is_best
 
 
-def fit(data: Path, run: RunFolder, report: Report) -> None:
+def fit(data: Path, run: RunFolder, report: Report, board: Board | None = None) -> None:
     """Train as the run's configuration says, or go on from its checkpoint, and fill its folder.
 
     ``data`` is a folder of scans, or a store that was made from one; scans are held out in the folder.
+    ``board`` is shown every row of the history.
+
     The network that is kept is the one that scored best on them, so its score there flatters it a little.
 
     Raises:
@@ -100,7 +103,7 @@ def fit(data: Path, run: RunFolder, report: Report) -> None:
     learner = Learner(
         _network(config, data_set.spec), config.training, loss_of(config.loss, config.task.activation)
     )
-    _Session(run, config, data_set, training, held_out, learner, report).go()
+    _Session(run, config, data_set, training, held_out, learner, report, board).go()
 
 
 def _network(config: TrainConfig, spec: ModelSpec) -> keras.Model:
@@ -119,6 +122,7 @@ class _Session:
     held_out: Sequence[Scan]
     learner: Learner
     report: Report
+    board: Board | None
 
     def go(self) -> None:
         """Begin or resume, train to the last step, and leave everything that a run leaves."""
@@ -177,6 +181,8 @@ class _Session:
                 state.add_row(rate)
             if scored:
                 self._validate(state, examples)
+            if self.board and state.rows and state.rows[-1]["step"] == state.step:
+                self.board(state.rows[-1])
             if self._is_last(state) or time.monotonic() - saved >= training.checkpoint_seconds:
                 self.learner.save(self.run.checkpoint, asdict(state))
                 self.run.write_history(state.rows)
