@@ -7,22 +7,28 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from brainseg_runtime.engines.base import EngineIdentity
-from brainseg_runtime.errors import UsageRefused
+from brainseg_runtime.errors import OutputUnwritable, ScanRefused, UsageRefused
 from brainseg_runtime.overlap import dice
 from brainseg_runtime.scans import find_scans
 from brainseg_runtime.segmenter import Segmenter
 from brainseg_trainer.config import to_toml
+from brainseg_trainer.crossvalidation import cross_validate
 from brainseg_trainer.dataset import find_training_scans
 from brainseg_trainer.evaluate import evaluate, mean_dice
 from brainseg_trainer.fit import fit
 from brainseg_trainer.keras_engine import keras_engine
+from brainseg_trainer.learner import Learner
 from brainseg_trainer.networks import load_network
 from brainseg_trainer.run import RunFolder
+from brainseg_trainer.sources import open_data
+from brainseg_trainer.synthetic import write_scans
+from brainseg_trainer.tensorboard import board_in
 
 from .conftest import quiet
 
@@ -38,23 +44,34 @@ assert not [name for name in sys.modules if name.startswith("brainseg")]
 
 
 @pytest.fixture(scope="module")
-def finished(scans_folder, small_config, tmp_path_factory):
+def rich_config(small_config):
+    """A run whose state has all there is to save: dropout, a running mean, momenta, patience."""
+    return replace(
+        small_config,
+        network=replace(small_config.network, dropout=0.2, auxiliary=1),
+        data=replace(small_config.data, augmentation="full"),
+        training=replace(small_config.training, ema=0.8, clip=1.0, schedule="poly", patience=5),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(scans_folder, rich_config, tmp_path_factory):
     """An undisturbed run."""
     run = RunFolder(tmp_path_factory.mktemp("runs") / "small")
-    run.begin(small_config)
+    run.begin(rich_config)
     fit(scans_folder, run, quiet)
     return run
 
 
-def test_a_run_leaves_what_the_exporter_takes(finished, small_config):
+def test_a_run_leaves_what_the_exporter_takes(finished, rich_config):
     """Every file of a run's folder is there, none of an unfinished run's, and they agree with each other."""
     assert sorted(path.name for path in finished.path.iterdir()) == [
         *("config.toml", "figures", "history.csv", "metrics.json", "model.keras", "parity", "spec.json")
     ]
     spec = finished.read_spec()
-    assert finished.read_config() == small_config
+    assert finished.read_config() == rich_config
     assert spec.divisor == (8, 8, 8)
-    assert spec.tile == small_config.data.tile
+    assert spec.tile == rich_config.data.tile
     rows = finished.read_history()
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert [row["step"] for row in rows if "dice_WT" in row] == [4, 8]
@@ -62,8 +79,9 @@ def test_a_run_leaves_what_the_exporter_takes(finished, small_config):
     assert len(metrics["trained_on"]) == 3
     assert len(metrics["scans"]) == 1
     assert not set(metrics["trained_on"]) & set(metrics["scans"])
+    scored = next(row for row in rows if row["step"] == metrics["best_step"])
     for region, value in metrics["mean_dice"].items():
-        assert rows[-1][f"dice_{region}"] == pytest.approx(value)
+        assert scored[f"dice_{region}"] == pytest.approx(value)
     assert (finished.figures / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -132,11 +150,11 @@ def steps_done(run):
         return json.loads(arrays["state"].tobytes())["step"]
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(finished, scans_folder, small_config, tmp_path):
+def test_a_killed_run_goes_on_as_if_nothing_had_been(finished, scans_folder, rich_config, tmp_path):
     """Killed in the middle and resumed, training ends with the same weights, bit for bit, and history."""
     run = RunFolder(tmp_path / "runs" / "killed")
     config = tmp_path / "small.toml"
-    config.write_text(to_toml(small_config))
+    config.write_text(to_toml(rich_config))
     command = [sys.executable, "-c", "from brainseg_trainer.cli import main; main()", "fit", scans_folder]
     process = subprocess.Popen(
         [*command, "--run", run.path, "--config", config],
@@ -165,17 +183,131 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(finished, scans_folder, sma
         assert one | {"seconds": 0} == two | {"seconds": 0}
 
 
-def test_a_run_is_not_written_over(finished, small_config):
+def test_a_run_is_not_written_over(finished, rich_config):
     """A folder that holds a run is not begun again, nor gone on with under another configuration."""
     with pytest.raises(UsageRefused, match="--resume") as refusal:
-        finished.begin(small_config)
+        finished.begin(rich_config)
     assert refusal.value.code == "E_RUN"
-    finished.go_on(small_config)
+    finished.go_on(rich_config)
     with pytest.raises(UsageRefused, match="another configuration"):
-        finished.go_on(replace(small_config, seed=99))
+        finished.go_on(replace(rich_config, seed=99))
 
 
 def test_there_is_nothing_to_go_on_with(tmp_path):
     """An empty folder cannot be resumed."""
     with pytest.raises(UsageRefused, match="E_RUN"):
         RunFolder(tmp_path).go_on(None)
+
+
+def run_of(config, data, path):
+    run = RunFolder(path)
+    run.begin(config)
+    fit(data, run, quiet)
+    return run
+
+
+def test_training_stops_when_scores_no_longer_rise(scans_folder, small_config, tmp_path):
+    """After ``patience`` scores without a better one the run ends, with the network that scored best."""
+    still = replace(small_config.training, learning_rate=1e-12, validate_every=1, patience=2)
+    run = run_of(replace(small_config, training=still), scans_folder, tmp_path / "run")
+    assert [row["step"] for row in run.read_history()] == [1, 2, 3]
+    found = run.read_metrics()["validation"]
+    assert (found["best_step"], found["steps"]) == (1, 3)
+
+
+def test_the_network_that_is_kept_scores_as_the_run_says(scans_folder, small_config, tmp_path):
+    """Scored again from its file, the network has the scores of the best step, not of the last."""
+    wild = replace(small_config.training, steps=6, learning_rate=0.3, warmup=0, validate_every=1)
+    run = run_of(replace(small_config, training=wild), scans_folder, tmp_path / "run")
+    found = run.read_metrics()["validation"]
+    means = [np.mean([row[f"dice_{r}"] for r in ("WT", "TC", "ET")]) for row in run.read_history()]
+    assert found["best_step"] == 1 + int(np.argmax(means)) < 6
+    spec = run.read_spec()
+    source = find_training_scans(scans_folder, spec)
+    scans = [scan for scan in source.scans if scan.id in found["scans"]]
+    again = evaluate(load_network(run.model), spec, source, scans, quiet)
+    assert mean_dice(again) == pytest.approx(found["mean_dice"])
+
+
+def test_a_damaged_held_out_scan_is_known_before_the_first_step(scans_folder, small_config, tmp_path):
+    """What would only be read at the first score is read at the start, and named before a step is taken."""
+    data = shutil.copytree(scans_folder, tmp_path / "scans")
+    held_out = open_data(data, small_config).divided(small_config)[1][0]
+    path = held_out.files[3].path
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ScanRefused, match=path.name):
+        run_of(small_config, data, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.npz").exists()
+
+
+def test_a_full_disk_is_known_before_the_first_step(scans_folder, small_config, tmp_path, monkeypatch):
+    """A run whose files will not fit is refused at the start, with what it takes and what there is."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OutputUnwritable, match="0 MB left") as refusal:
+        run_of(small_config, scans_folder, tmp_path / "run")
+    assert refusal.value.code == "E_OUTPUT"
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_nothing_that_was_done(
+    scans_folder, small_config, tmp_path, monkeypatch
+):
+    """The disk fills in the middle: the run ends, the checkpoint before stays, and it goes on from there."""
+    run = RunFolder(tmp_path / "run")
+    run.begin(small_config)
+    save, saved = Learner.save, []
+
+    def fill(self, path, state):
+        if len(saved) == 3:
+            raise OutputUnwritable("E_OUTPUT", "no space left on device.", "Free some space.")
+        saved.append(state["step"])
+        save(self, path, state)
+
+    monkeypatch.setattr(Learner, "save", fill)
+    with pytest.raises(OutputUnwritable):
+        fit(scans_folder, run, quiet)
+    assert steps_done(run) == saved[-1] == 3
+    monkeypatch.undo()
+    fit(scans_folder, run, quiet)
+    assert run.read_metrics()["validation"]["steps"] == 8
+
+
+def test_events_for_tensorboard_are_the_history(scans_folder, small_config, tmp_path):
+    """TensorBoard's own reader finds each row's values at its step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunFolder(tmp_path / "run")
+    run.begin(replace(small_config, training=replace(small_config.training, steps=4)))
+    with board_in(tmp_path / "events") as board:
+        fit(scans_folder, run, quiet, board)
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    rows = run.read_history()
+    assert set(events.Tags()["tensors"]) == {key for row in rows for key in row} - {"step"}
+    for name in ("loss", "learning_rate", "dice_ET"):
+        found = {e.step: float(e.tensor_proto.float_val[0]) for e in events.Tensors(name)}
+        assert found == pytest.approx({row["step"]: row[name] for row in rows if name in row}, rel=1e-6)
+
+
+@pytest.mark.parametrize("patients", [4, 5])
+def test_cross_validation_holds_out_every_patient_once(patients, tmp_path, small_config):
+    """Five runs hold out each patient once, what was done is not done again; four patients are refused."""
+    write_scans(tmp_path / "scans", patients, 11, quiet)
+    config = replace(small_config, training=replace(small_config.training, steps=2, warmup=0))
+    if patients == 4:
+        with pytest.raises(ScanRefused) as refusal:
+            cross_validate(tmp_path / "scans", tmp_path / "runs", config, quiet)
+        assert refusal.value.code == "E_TOO_FEW_SCANS"
+        assert not (tmp_path / "runs").exists()
+        return
+    result = cross_validate(tmp_path / "scans", tmp_path / "runs", config, quiet)
+    assert sorted(result.dice) == [f"synthetic-11-{n:04d}" for n in range(5)]
+    assert sorted(result.folds.values()) == [1, 2, 3, 4, 5]
+    for scan, fold in result.folds.items():
+        metrics = RunFolder(tmp_path / "runs" / f"fold{fold}").read_metrics()["validation"]
+        assert scan not in metrics["trained_on"]
+        assert metrics["scans"][scan]["dice"] == result.dice[scan]
+    mean = np.mean([scores["WT"] for scores in result.dice.values()])
+    assert result.summary("WT").mean == pytest.approx(mean)
+    began = (tmp_path / "runs" / "fold3" / "model.keras").stat().st_mtime_ns
+    assert cross_validate(tmp_path / "scans", tmp_path / "runs", config, quiet) == result
+    assert (tmp_path / "runs" / "fold3" / "model.keras").stat().st_mtime_ns == began

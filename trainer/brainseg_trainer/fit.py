@@ -196,9 +196,8 @@ class _Session:
     def _validate(self, state: _State, examples: Sequence[Example]) -> None:
         """Score on the held-out scans, and keep the network if it is the best so far."""
         spec, scans, count = self.data.spec, self.data.scans, RECALIBRATION_BATCHES
-        batches = (
-            draw_batch(examples, spec, self.config, state.step + n, altered=False)[0] for n in range(count)
-        )
+        # The same ones each time, so that scores differ by the weights alone.
+        batches = (draw_batch(examples, spec, self.config, n, altered=False)[0] for n in range(count))
         with self.learner.as_scored(batches) as network:
             scores = evaluate(network, spec, scans, self.held_out, partial(self._tell, "scoring scans"))
             if state.add_scores(scores):
