@@ -4,13 +4,14 @@ Keras and TensorFlow take seconds to import, so each verb imports what it needs,
 at once.
 """
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from brainseg_runtime.console import end_with
+
+from brainseg_trainer.backend import set_backend
 
 __all__ = ["main"]
 
@@ -67,16 +68,15 @@ def fit(
     Exit status: 0 done, 2 usage or not a run to go on with, 3 the scans do not do, 5 training diverged,
     7 output not writable, 8 out of memory, 130 interrupted (--resume goes on from the last checkpoint).
     """
-    _quieten_tensorflow()
     from brainseg_trainer.config import load
     from brainseg_trainer.run import RunFolder
-    from brainseg_trainer.sources import recipe_for
 
     folder = RunFolder(run)
     if resume:
         folder.go_on(load(config) if config else None)
     else:
-        folder.begin(load(config or recipe_for(data)))
+        folder.begin(load(config or _recipe_for(data)))
+    set_backend(folder.read_config().training.backend)
     if not folder.model.exists():
         from brainseg_trainer.fit import fit as train
         from brainseg_trainer.progress import Progress
@@ -86,6 +86,33 @@ def fit(
             train(data, folder, Progress(), board)
     _print_dice(folder.read_metrics()["validation"], "held-out scans")
     typer.echo(f"{folder.model}")
+
+
+@app.command()
+def networks(
+    config: Annotated[
+        str | None, typer.Option(help="A TOML file, or a recipe.", show_default="every full-size recipe")
+    ] = None,
+) -> None:
+    """What networks cost: parameters, multiplications per tile, memory of a step and of an answer.
+
+    Exit status: 0 done, 2 usage.
+    """
+    set_backend()
+    from brainseg_trainer.config import RECIPES, load
+    from brainseg_trainer.networks.cost import cost_of
+
+    names = [config] if config else [name for name in RECIPES if not name.startswith("demo")]
+    typer.echo("recipe       network      tile         batch  parameters  GMAC a tile  step GB  answer GB")
+    for name in names:
+        settings = load(name)
+        cost = cost_of(settings)
+        tile = "x".join(str(n) for n in settings.data.tile)
+        typer.echo(
+            f"{settings.name:12} {settings.network.preset:12} {tile:12} {settings.training.batch:5} "
+            f"{cost.parameters / 1e6:9.2f} M {cost.multiplications / 1e9:12.1f} "
+            f"{cost.training_bytes / 1e9:8.1f} {cost.inference_bytes / 1e9:10.2f}"
+        )
 
 
 @app.command()
@@ -105,13 +132,14 @@ def crossvalidate(
     Exit status: 0 done, 2 usage or runs of another configuration, 3 the scans do not do or are of fewer
     than five patients, 5 training diverged, 7 output not writable, 8 out of memory, 130 interrupted.
     """
-    _quieten_tensorflow()
     from brainseg_trainer.config import load
+
+    settings = load(config or _recipe_for(data))
+    set_backend(settings.training.backend)
     from brainseg_trainer.crossvalidation import cross_validate
     from brainseg_trainer.progress import Progress
-    from brainseg_trainer.sources import recipe_for
 
-    result = cross_validate(data, run, load(config or recipe_for(data)), Progress())
+    result = cross_validate(data, run, settings, Progress())
     for region in result.regions:
         found = result.summary(region)
         typer.echo(
@@ -127,7 +155,7 @@ def evaluate(run: RunPath, data: DataPath) -> None:
 
     Exit status: 0 done, 2 not a finished run, 3 the scans do not do, 7 output not writable.
     """
-    _quieten_tensorflow()
+    set_backend()
     from brainseg_trainer.dataset import find_training_scans
     from brainseg_trainer.evaluate import evaluate as score
     from brainseg_trainer.evaluate import metrics
@@ -160,7 +188,7 @@ def tune(run: RunPath, data: DataPath) -> None:
     Exit status: 0 done, 2 not a finished run, or scans that it was trained on, 3 the scans do not do,
     7 output not writable.
     """
-    _quieten_tensorflow()
+    set_backend()
     from brainseg_trainer.dataset import find_training_scans
     from brainseg_trainer.networks import load_network
     from brainseg_trainer.progress import Progress
@@ -257,13 +285,13 @@ def store(
     Exit status: 0 done, 2 usage, 3 the scans do not do, 4 some scans refused, the rest stored, 7 output not
     writable.
     """
-    _quieten_tensorflow()
+    set_backend()
     from brainseg_trainer.config import load
     from brainseg_trainer.progress import Progress
-    from brainseg_trainer.sources import open_data, recipe_for
+    from brainseg_trainer.sources import open_data
     from brainseg_trainer.store import write_store
 
-    found = open_data(data, load(config or recipe_for(data)))
+    found = open_data(data, load(config or _recipe_for(data)))
     progress = Progress()
     made = write_store(
         output,
@@ -323,14 +351,17 @@ def figshare_import(
     raise typer.Exit(0 if result.is_whole else 4)
 
 
+def _recipe_for(data: Path) -> str:
+    """The recipe that suits the data, where the user names none."""
+    from brainseg_trainer.figshare import is_import
+    from brainseg_trainer.store import folder_of
+
+    return "figshare" if is_import(folder_of(data)) else "glioma"
+
+
 def _print_dice(scores: dict[str, Any], what: str) -> None:
     dice = ", ".join(f"{region} {value:.4f}" for region, value in scores["mean_dice"].items())
     typer.echo(f"mean Dice on {what}: {dice}")
-
-
-def _quieten_tensorflow() -> None:
-    # TensorFlow's notes on CPU features go past Python's logging; this is its own switch for them.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def main() -> NoReturn:

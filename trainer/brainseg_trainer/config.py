@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 __all__ = [
     "RECIPES",
+    "Backend",
     "Data",
     "Loss",
     "Network",
@@ -35,6 +36,7 @@ ROOT = "glioma"
 """The recipe that all others rest on; it leaves nothing out."""
 
 
+Backend = Literal["tensorflow", "jax"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -146,7 +148,7 @@ class Training:
     """Of activations; weights and the loss stay float32."""
     patience: int = 0
     """Scores without a better one after which training stops; 0 never stops early."""
-    backend: Literal["tensorflow", "jax"] = "tensorflow"
+    backend: Backend = "tensorflow"
     """What Keras computes with."""
 
 
@@ -177,8 +179,10 @@ class TrainConfig:
             "network.width is at least 1": network.width >= 1,
             "network.depth is 2 to 7": 2 <= network.depth <= 7,
             "network.dropout is 0 or more and less than 1": 0 <= network.dropout < 1,
-            "network.auxiliary is less than network.depth - 1": 0 <= network.auxiliary < network.depth - 1
-            or network.auxiliary == 0,
+            "network.auxiliary is at most network.depth - 2": 0 <= network.auxiliary <= network.depth - 2,
+            "network.auxiliary is 0 for isensee2017, which supervises itself": (
+                network.preset != "isensee2017" or network.auxiliary == 0
+            ),
             "network.slices is odd, and 1 but for unet2d": network.slices % 2 == 1
             and network.slices >= 1
             and (flat or network.slices == 1),

@@ -23,6 +23,7 @@ from brainseg_trainer.figures import draw_curves
 from brainseg_trainer.learner import Learner, precision_of
 from brainseg_trainer.losses import loss_of
 from brainseg_trainer.networks import build_network, save_network
+from brainseg_trainer.networks.cost import require_room
 from brainseg_trainer.run import RunFolder
 from brainseg_trainer.sources import DataSet, open_data
 from brainseg_trainer.tensorboard import Board
@@ -97,6 +98,7 @@ def fit(data: Path, run: RunFolder, report: Report, board: Board | None = None) 
         OutputUnwritable: ``E_OUTPUT``.
     """
     config = run.read_config()
+    require_room(config)
     data_set = open_data(data, config)
     training, held_out = data_set.divided(config)
     keras.utils.set_random_seed(config.seed)

@@ -11,13 +11,13 @@ from brainseg_runtime.spec import ModelSpec
 
 from brainseg_trainer.config import TrainConfig
 from brainseg_trainer.dataset import TrainingScans, find_training_scans, patient_of, split
-from brainseg_trainer.figshare.importing import INDEX
+from brainseg_trainer.figshare.importing import INDEX, is_import
 from brainseg_trainer.figshare.task import figshare_spec
 from brainseg_trainer.networks import divisor
 from brainseg_trainer.store import FOLDS, Origin, Store, folds_of
 from brainseg_trainer.task import glioma_spec
 
-__all__ = ["DataSet", "open_data", "recipe_for"]
+__all__ = ["DataSet", "open_data"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +62,6 @@ class DataSet:
         return training, held_out
 
 
-def recipe_for(data: Path) -> str:
-    """The recipe that suits a folder or a store, where the user names none."""
-    return "figshare" if _is_figshare(_folder_of(data)[0]) else "glioma"
-
-
 def open_data(data: Path, config: TrainConfig) -> DataSet:
     """Understand a folder of scans, or a store that was made from one.
 
@@ -76,8 +71,9 @@ def open_data(data: Path, config: TrainConfig) -> DataSet:
         UsageRefused: ``E_USAGE`` for a configuration that asks for what the data do not have.
         BundleInvalid: ``E_SPEC`` where the tile does not suit the network.
     """
-    folder, store = _folder_of(data)
-    is_figshare = _is_figshare(folder)
+    store = Store.open(data) if data.is_file() else None
+    folder = store.source if store else data
+    is_figshare = is_import(folder)
     spec = (figshare_spec if is_figshare else glioma_spec)(config, divisor(config.network))
     if store:
         store.require(spec)
@@ -89,18 +85,6 @@ def open_data(data: Path, config: TrainConfig) -> DataSet:
     if store:
         origins |= {scan.id: Origin(scan.patient, scan.fold, scan.kind) for scan in store.scans}
     return DataSet(scans, spec, origins, folder, store)
-
-
-def _folder_of(data: Path) -> tuple[Path, Store | None]:
-    """The folder of the scans; ``data`` is it, or is the store that was made from it."""
-    if not data.is_file():
-        return data, None
-    store = Store.open(data)
-    return store.source, store
-
-
-def _is_figshare(folder: Path) -> bool:
-    return (folder / INDEX).is_file()
 
 
 def _stored_scans(store: Store, source: TrainingScans) -> tuple[Scan, ...]:

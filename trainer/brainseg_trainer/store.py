@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from brainseg_trainer.dataset import Example, TrainingScans, patient_of, tumour_voxels
 
-__all__ = ["FORMAT", "Origin", "Store", "StoredArray", "StoredScan", "folds_of", "write_store"]
+__all__ = ["FORMAT", "Origin", "Store", "StoredArray", "StoredScan", "folder_of", "folds_of", "write_store"]
 
 FORMAT = 1
 FOLDS = 5
@@ -195,6 +195,11 @@ def write_store(
         )
         file.attrs["complete"] = True
     return Store.open(path)
+
+
+def folder_of(data: Path) -> Path:
+    """Where the scans lie: ``data`` itself, or the folder that the store ``data`` was made from."""
+    return Store.open(data).source if data.is_file() else data
 
 
 def folds_of(origins: Mapping[str, Origin]) -> dict[str, int]:

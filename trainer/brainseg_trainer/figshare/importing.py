@@ -29,7 +29,7 @@ from brainseg_trainer.figshare.slices import KINDS, Slice, read_slice
 from brainseg_trainer.figshare.stacks import Look, Stack, look_at, stacks
 from brainseg_trainer.figshare.task import PIXEL_MM, SLICE_MM
 
-__all__ = ["INDEX", "SLICES", "Import", "import_slices", "read_folds"]
+__all__ = ["INDEX", "SLICES", "Import", "import_slices", "is_import", "read_folds"]
 
 INDEX = "figshare.json"
 SLICES = 3064
@@ -97,6 +97,11 @@ def import_slices(
     index = _index(result, {look.number: look for look in looks}, folds)
     write_atomically(out / INDEX, (json.dumps(index, indent=1) + "\n").encode())
     return result
+
+
+def is_import(folder: Path) -> bool:
+    """Whether a folder is what ``import_slices`` left."""
+    return (folder / INDEX).is_file()
 
 
 def read_folds(content: bytes) -> tuple[int, ...]:

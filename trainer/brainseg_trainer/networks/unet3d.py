@@ -7,35 +7,39 @@ convolutions that keep the filters on the way up, as in its BraTS example; ReLU.
 import keras
 from keras import layers
 
-from brainseg_trainer.networks.blocks import convolution, relu
+from brainseg_trainer.config import Network
+from brainseg_trainer.networks.blocks import finished, level, relu, upsampled
 
 __all__ = ["build", "divisor"]
 
 
-def divisor(depth: int) -> int:
+def divisor(network: Network) -> tuple[int, int, int]:
     """What the sides of the input must be multiples of: every level but the first halves."""
-    return int(2 ** (depth - 1))
+    return (2 ** (network.depth - 1),) * 3
 
 
-def build(channels: int, outputs: int, width: int, depth: int) -> keras.Model:
-    """The network: (N, i, j, k, channels) -> logits (N, i, j, k, outputs).
-
-    ``width`` filters in the first convolution, twice as many on each further one of ``depth`` levels.
-    """
+def build(network: Network, channels: int, outputs: int, types: int) -> keras.Model:
+    """``width`` filters in the first convolution, twice as many on each further one of ``depth`` levels."""
     image = keras.Input((None, None, None, channels), name="image")
     x = image
     skips = []
-    for level in range(depth):
-        if level:
-            x = layers.MaxPooling3D(2, name=f"pool{level}")(x)
-        x = convolution(x, width * 2**level, f"down{level}a", activation=relu)
-        x = convolution(x, width * 2 ** (level + 1), f"down{level}b", activation=relu)
+    for n in range(network.depth):
+        if n:
+            x = layers.MaxPooling3D(2, name=f"pool{n}")(x)
+        filters = network.width * 2**n
+        x = level(x, (filters, 2 * filters), f"down{n}", network, activation=relu)
         skips.append(x)
-    for level in reversed(range(depth - 1)):
-        x = layers.Conv3DTranspose(x.shape[-1], 2, strides=2, name=f"up{level}")(x)
-        x = layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
-        x = convolution(x, width * 2 ** (level + 1), f"up{level}a", activation=relu)
-        x = convolution(x, width * 2 ** (level + 1), f"up{level}b", activation=relu)
-    # float32 whatever the policy: an overflow here would be an answer.
-    logits = layers.Conv3D(outputs, 1, dtype="float32", name="logits")(x)
-    return keras.Model(image, logits, name="unet3d")
+    bottleneck = x
+    decoded: list[keras.KerasTensor] = []
+    for n in reversed(range(network.depth - 1)):
+        x = upsampled(x, x.shape[-1], f"up{n}", network)
+        x = layers.Concatenate(name=f"up{n}_skip")([x, skips[n]])
+        filters = network.width * 2 ** (n + 1)
+        x = level(x, (filters, filters), f"up{n}", network, activation=relu)
+        decoded.insert(0, x)
+
+    def head(filters: int, name: str) -> keras.KerasTensor:
+        # float32 whatever the policy: an overflow here would be an answer.
+        return layers.Conv3D(filters, 1, dtype="float32", name=name)(decoded[0])
+
+    return finished(image, head, decoded, bottleneck, network, outputs, types, divisor(network))
