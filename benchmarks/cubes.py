@@ -1,6 +1,7 @@
 """Crops of real lesions (BraTS 2020): what training learns from them beyond their four intensities.
 
-The baseline is a quadratic discriminant: a Gaussian of four intensities per label, fitted on the same crops. are scored once on crops of patients that neither saw.
+The baseline is a quadratic discriminant, a Gaussian of four intensities per label fitted on the same crops.
+Both are scored once on crops of patients that neither saw.
 """
 
 from collections import Counter

@@ -128,7 +128,7 @@ def plain(
         x = level(x, (filters, filters), f"down{n}", network, stride=2 if n else 1)
         skips.append(x)
     bottleneck = x
-    decoded = []
+    decoded: list[keras.KerasTensor] = []
     for n, filters in reversed(list(enumerate(widths[:-1]))):
         x = upsampled(x, filters, f"up{n}", network)
         x = layers.Concatenate(name=f"up{n}_skip")([x, skips[n]])
