@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from brainseg_trainer.augment import Augmentation, apply, draw
+from brainseg_trainer.augment.light import Augmentation, apply, draw
 
 NOTHING = Augmentation((False,) * 3, (1.0,) * 4, (0.0,) * 4, (0.0,) * 4, 0.0, 0)
 

@@ -14,7 +14,7 @@ def grid(n=41):
 @pytest.mark.parametrize("wavelength", [2.0, 7.5, 30.0, 500.0])
 def test_noise_is_normalised_and_reproducible(wavelength):
     """Mean 0, deviation 1, float32, whatever the wavelength; equal generators give equal noise."""
-    one, two = (smooth_noise((20, 31, 17), wavelength, np.random.default_rng(4)) for _ in range(2))
+    one, two = (smooth_noise((20, 31, 17), (wavelength,) * 3, np.random.default_rng(4)) for _ in range(2))
     assert one.shape == (20, 31, 17)
     assert one.dtype == np.float32
     assert one.mean() == pytest.approx(0.0, abs=1e-4)
@@ -24,7 +24,7 @@ def test_noise_is_normalised_and_reproducible(wavelength):
 
 def test_noise_holds_nothing_shorter_than_its_wavelength():
     """Beyond the wavelength's frequency less than a hundredth of the noise's power is left."""
-    noise = smooth_noise((128, 8, 8), 16.0, np.random.default_rng(0))
+    noise = smooth_noise((128, 8, 8), (16.0,) * 3, np.random.default_rng(0))
     # A window, for the noise does not repeat at the edges.
     windowed = noise * np.hanning(128).astype(np.float32)[:, None, None]
     power = (np.abs(np.fft.rfft(windowed, axis=0)) ** 2).sum((1, 2))

@@ -24,8 +24,8 @@ from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.volume import Volume
 from numpy.typing import NDArray
 
-from brainseg_trainer import augment
-from brainseg_trainer.config import TrainConfig
+from brainseg_trainer.augment import intensity, light, space
+from brainseg_trainer.config import Data, TrainConfig
 from brainseg_trainer.label_names import truth_table
 from brainseg_trainer.task import masks
 
@@ -199,9 +199,7 @@ def draw_batch(
         turn, place = divmod(step * config.training.batch + n, len(examples))
         order = np.random.default_rng([config.seed, ORDER, turn]).permutation(len(examples))
         rng = np.random.default_rng([config.seed, TILE, step, n])
-        image, labels = _draw_tile(examples[order[place]], config.data.tile, config.data.tumour, rng)
-        if altered:
-            image, labels = augment.apply(augment.draw(rng, image.shape[-1]), image, labels)
+        image, labels = _draw_tile(examples[order[place]], config.data, rng, altered)
         images.append(image)
         truths.append(masks(labels, spec))
     return np.stack(images), np.stack(truths)
@@ -215,21 +213,23 @@ TUMOUR_VOXELS = 2000
 
 
 def _draw_tile(
-    example: Example, tile: tuple[int, int, int], tumour: float, rng: np.random.Generator
+    example: Example, data: Data, rng: np.random.Generator, altered: bool
 ) -> tuple[NDArray[np.float32], Labels]:
-    """A tile of an example, beyond whose grid is background 0, as in the runtime's ``tiles``."""
+    """A tile of an example and its labels, altered as the configuration says."""
+    tile = data.tile
     room = np.maximum(np.array(example.labels.shape) - tile, 0)
     start = rng.integers(room + 1)
-    if rng.random() < tumour and example.tumour.shape[0]:
+    if rng.random() < data.tumour and example.tumour.shape[0]:
         centre = example.tumour[int(rng.integers(example.tumour.shape[0]))]
         start = np.clip(centre - np.array(tile) // 2, 0, room)
-    cut = tuple(slice(int(a), int(a) + n) for a, n in zip(start, tile, strict=True))
-    image = np.zeros((*tile, example.data.shape[-1]), dtype=np.float32)
-    labels = np.zeros(tile, dtype=np.uint8)
-    inside = example.labels[cut]
-    i, j, k = inside.shape
-    image[:i, :j, :k] = example.data[cut]
-    labels[:i, :j, :k] = inside
+    first = (int(start[0]), int(start[1]), int(start[2]))
+    channels = example.data.shape[-1]
+    if altered and data.augmentation == "full":
+        image, labels = space.sample(example, first, tile, data.spacing, space.draw(rng, data.spacing))
+        return intensity.apply(intensity.draw(rng, channels), image), labels
+    image, labels = space.cut(example, first, tile)
+    if altered and data.augmentation == "light":
+        return light.apply(light.draw(rng, channels), image, labels)
     return image, labels
 
 

@@ -74,14 +74,17 @@ def fraction(distance: Array, width: float) -> Array:
     return share
 
 
-def smooth_noise(shape: tuple[int, int, int], wavelength: float, rng: np.random.Generator) -> Array:
-    """Gaussian noise (I, J, K) of mean 0 and deviation 1, nothing in it shorter than ``wavelength`` voxels.
+def smooth_noise(
+    shape: tuple[int, int, int], wavelengths: tuple[float, float, float], rng: np.random.Generator
+) -> Array:
+    """Gaussian noise (I, J, K) of mean 0 and deviation 1, nothing in it shorter than so many voxels per axis.
 
     Cubic B-splines through a coarse grid of normal numbers, one axis after the other.
     """
-    step = max(wavelength / 2.0, 1.0)
-    noise = rng.standard_normal([int((n - 1) / step) + 4 for n in shape], dtype=np.float32)
-    for axis, length in enumerate(shape):
+    steps = [max(wavelength / 2.0, 1.0) for wavelength in wavelengths]
+    knots = [int((n - 1) / step) + 4 for n, step in zip(shape, steps, strict=True)]
+    noise = rng.standard_normal(knots, dtype=np.float32)
+    for axis, (length, step) in enumerate(zip(shape, steps, strict=True)):
         noise = _spline(noise, length, step, axis)
     noise -= noise.mean()
     noise /= noise.std() + np.float32(1e-6)

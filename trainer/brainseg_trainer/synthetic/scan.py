@@ -63,7 +63,7 @@ def synthesise(seed: int, index: int = 0) -> SyntheticScan:
     rng = np.random.default_rng([seed, index])
 
     def noise(wavelength: float) -> Array:
-        return smooth_noise(SHAPE, wavelength / SPACING, rng)
+        return smooth_noise(SHAPE, (wavelength / SPACING,) * 3, rng)
 
     points = _positions()
     glioma = draw_glioma(rng)

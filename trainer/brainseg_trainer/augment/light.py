@@ -1,4 +1,4 @@
-"""Making one tile look like another scan's: parameters are drawn first, then applied, nothing in between."""
+"""Mirrors, and intensities changed a little: what a short training on easy data needs."""
 
 from dataclasses import dataclass
 
