@@ -84,6 +84,8 @@ def spec_rows(spec: ModelSpec) -> Rows:
         ("scheme", _scheme(spec)),
         ("output", f"{spec.output_channels} logits, {spec.activation}"),
     ]
+    if spec.types:
+        rows.append(("types of tumour told apart", ", ".join(spec.types)))
     if spec.activation == "sigmoid":
         rows.append(("thresholds", ", ".join(f"{r.name} {r.threshold:g}" for r in spec.regions)))
     if spec.min_volume_mm3:

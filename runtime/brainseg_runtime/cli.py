@@ -283,6 +283,7 @@ def _event(outcome: "Outcome | Planned") -> dict[str, Any]:
                 "mask": str(written.mask),
                 "json": str(written.json),
                 "volumes_ml": written.contents["volumes_ml"],
+                **({"type": written.contents["type"]} if written.contents.get("type") else {}),
                 "seconds": written.contents["seconds"],
                 "warnings": written.contents.get("warnings", []),
             }
@@ -315,6 +316,9 @@ def _sentence(event: dict[str, Any]) -> str:
             )
         case "done":
             volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in event["volumes_ml"].items())
+            if "type" in event:
+                told = event["type"]
+                volumes += f", type {told['name']} ({told['probabilities'][told['name']]:.2f})"
             seconds = ", ".join(f"{stage} {s:.2f}" for stage, s in event["seconds"].items())
             warnings = "".join(f" ({warning})" for warning in event["warnings"])
             return f"{event['scan']}: {volumes}{warnings} [s: {seconds}] -> {event['mask']}"

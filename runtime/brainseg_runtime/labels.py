@@ -9,7 +9,7 @@ __all__ = ["components", "decide", "drop_specks"]
 
 
 def decide(logits: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.uint8]:
-    """The label of every voxel, (..., R) -> (...).
+    """The label of every voxel, (..., R) -> (...), by the channels that decide labels.
 
     Sigmoid models: from the outermost region inwards each one writes its own label over the last, so
     that an inner region is always part of the outer ones (the order of nnU-Net's region training).
@@ -17,7 +17,7 @@ def decide(logits: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.uint8]:
     """
     if spec.activation == "softmax":
         by_channel = np.array(spec.channels, dtype=np.uint8)
-        largest: NDArray[np.uint8] = by_channel.take(logits.argmax(axis=-1))
+        largest: NDArray[np.uint8] = by_channel.take(logits[..., : len(spec.channels)].argmax(axis=-1))
         return largest
     labels = np.zeros(logits.shape[:-1], dtype=np.uint8)
     for r, region in enumerate(spec.regions):

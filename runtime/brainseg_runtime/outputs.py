@@ -205,7 +205,9 @@ def write_table(folder: Path | str) -> Path | None:
     rows = []
     for path in sorted(Path(folder).glob("*_seg.json")):
         contents = json.loads(path.read_bytes())
-        rows.append({"scan": contents["scan"], **{f"{k}_ml": v for k, v in contents["volumes_ml"].items()}})
+        volumes = {f"{region}_ml": ml for region, ml in contents["volumes_ml"].items()}
+        kind = {"type": (contents["type"] or {}).get("name", "")} if "type" in contents else {}
+        rows.append({"scan": contents["scan"], **volumes, **kind})
     if not rows:
         return None
     columns = list(dict.fromkeys(name for row in rows for name in row))

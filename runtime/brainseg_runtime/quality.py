@@ -1,6 +1,6 @@
 """Reasons to look twice at a result: few, simple, each with the numbers that it rests on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,7 +50,9 @@ def quality_flags(
 ) -> list[Flag]:
     """All flags of a result, region by region in the spec's order."""
     flags = [] if segmentation.labels.any() else [Flag("Q_EMPTY", "No tumour was found.")]
-    flags += _edges(segmentation, placement)
+    # A few slices end somewhere in the tumour; that is no news.
+    within = [axis for axis in range(3) if not (spec.thin and spec.divisor[axis] == 1)]
+    flags += _edges(segmentation, placement, within)
     smallest = max(BORDERLINE_MM3, 2 * spec.min_volume_mm3) / 1000.0
     volumes = segmentation.volumes_ml()
     for region, ml in volumes.items():
@@ -60,17 +62,17 @@ def quality_flags(
     return flags
 
 
-def _edges(segmentation: Segmentation, placement: Placement) -> list[Flag]:
-    """One flag that names every face of the brain's box that the mask lies on.
+def _edges(segmentation: Segmentation, placement: Placement, axes: Sequence[int]) -> list[Flag]:
+    """One flag that names every face of the brain's box, across some axes, that the mask lies on.
 
     Beyond the box there is no mask; where the image ends there, the box does too.
     """
     box = placement.reorientation.apply(segmentation.labels)[placement.box]
     spacing = placement.reorientation.geometry(placement.scan).spacing
     contacts = {}
-    for axis, sides in enumerate(SIDES):
+    for axis in axes:
         pixel = float(np.prod([mm for a, mm in enumerate(spacing) if a != axis]))
-        for side, at in zip(sides, (0, -1), strict=True):
+        for side, at in zip(SIDES[axis], (0, -1), strict=True):
             area = round(np.count_nonzero(np.moveaxis(box, axis, 0)[at]) * pixel, 1)
             if area >= EDGE_MM2:
                 contacts[f"{side}_mm2"] = area

@@ -306,7 +306,7 @@ def _facts(contents: Contents) -> str:
     return f'<section><table class="facts"><caption>What ran</caption><tbody>{body}</tbody></table></section>'
 
 
-FACTS = ("model", "engine", "engine_choice", "options", "reference", "seconds", "peak_memory_mb")
+FACTS = ("type", "model", "engine", "engine_choice", "options", "reference", "seconds", "peak_memory_mb")
 """What a page tells of the JSON, in this order."""
 
 

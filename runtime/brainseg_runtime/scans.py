@@ -52,6 +52,8 @@ class Scan:
     """The input folder, which links must not leave; None for files that were named one by one."""
     resample: bool = False
     """Whether modalities on other grids are brought onto the reference's; else they are refused."""
+    thin: bool = False
+    """Whether a few slices or one will do, which show no whole head."""
 
     def read(self) -> Volume:
         """As the function of that name."""
@@ -128,10 +130,8 @@ def explain(found: Found, spec: ModelSpec) -> str:
     return "\n".join(lines)
 
 
-def read(scan: Scan, *, thin: bool = False) -> Volume:
+def read(scan: Scan) -> Volume:
     """Read every modality of a scan, (I, J, K, C) in Fortran order, on the reference's grid.
-
-    ``thin`` accepts scans of a few slices or one, which show no whole head.
 
     Raises:
         ScanRefused: with the code of the first check that a file does not pass;
@@ -141,7 +141,7 @@ def read(scan: Scan, *, thin: bool = False) -> Volume:
     reference = next(file.path for file in scan.files if file.modality == scan.reference)
 
     def load(file: ScanFile) -> StoredImage:
-        return open_image(file.path, scan.root, frames=file.index is not None, thin=thin)
+        return open_image(file.path, scan.root, frames=file.index is not None, thin=scan.thin)
 
     # Inflating and decoding both leave Python, so that two threads take two thirds of one's time.
     with ThreadPoolExecutor(max_workers=2, thread_name_prefix="read") as pool:
@@ -269,7 +269,8 @@ def _scan(group: Group, root: Path | None, spec: ModelSpec) -> Scan:
     if len(files) < len(spec.modalities):
         raise _modality_missing(group, {file.modality for file in files}, spec)
     truths = claims["truth"]
-    return Scan(group.id, tuple(files), spec.reference, truths[0].path if len(truths) == 1 else None, root)
+    truth = truths[0].path if len(truths) == 1 else None
+    return Scan(group.id, tuple(files), spec.reference, truth, root, thin=spec.thin)
 
 
 def _matches(groups: Iterable[Group], loose: Iterable[Claim]) -> tuple[Match, ...]:

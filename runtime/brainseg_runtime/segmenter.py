@@ -22,6 +22,7 @@ from brainseg_runtime.preprocess import Placement, Prepared, prepare, restore
 from brainseg_runtime.quality import quality_flags
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import predict
+from brainseg_runtime.tumour_type import tumour_type
 from brainseg_runtime.volume import Segmentation, Volume
 
 __all__ = ["Computed", "Ready", "Segmenter", "load"]
@@ -114,7 +115,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         started = time.perf_counter()
         volume, placement = computed.ready.volume, computed.ready.prepared.placement
         survey = Survey(self.spec, keep_maps=probabilities)
-        labels = restore(computed.logits, placement, survey)
+        labels = restore(computed.logits[..., : self.spec.label_channels], placement, survey)
         labels = drop_specks(labels, self.spec, volume.geometry.voxel_volume)
         segmentation = Segmentation(
             labels=labels,
@@ -137,6 +138,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         told = {
             "volume_ranges_ml": {k: vars(v) for k, v in ranges.items()},
             "flags": [vars(f) for f in flags],
+            **self._type(computed.logits, labels),
             "seconds": {**computed.seconds, **_since(started, "restore")},
         }
         return replace(segmentation, record={**segmentation.record, **told})
@@ -148,6 +150,13 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             "engine": vars(self.engine.identity),
             "options": {"batch": self.batch, "scheme": self.spec.scheme, **self._tiles()},
         }
+
+    def _type(self, logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> dict[str, Any]:
+        """The type of the tumour, for models that tell it; none where no voxel of the scan is labelled."""
+        if not self.spec.types:
+            return {}
+        said = tumour_type(logits, self.spec) if labels.any() else None
+        return {"type": said and vars(said)}
 
     def _tiles(self) -> dict[str, Any]:
         if self.spec.scheme == "whole":

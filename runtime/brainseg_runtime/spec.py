@@ -50,7 +50,8 @@ class ModelSpec:
 
     A sigmoid model has one output channel per region, in the order of ``regions``; regions are nested
     or disjoint, an outer one before those inside it. A softmax model has one output channel per entry
-    of ``channels``, which names the label value of each.
+    of ``channels``, which names the label value of each. A model that tells the type of a tumour has one
+    more channel per entry of ``types``, whatever its activation.
 
     Raises:
         BundleInvalid: ``E_SPEC`` where fields contradict each other.
@@ -70,6 +71,8 @@ class ModelSpec:
     activation: Activation = "sigmoid"
     channels: tuple[int, ...] = ()
     """Softmax models: the label value of each output channel; empty for sigmoid models."""
+    types: tuple[str, ...] = ()
+    """Types of tumour that the last output channels tell apart; empty for most models."""
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Voxel size of the network's grid, in mm, along R, A, S."""
     orientation: Literal["RAS"] = "RAS"
@@ -133,6 +136,8 @@ class ModelSpec:
                 problems.append("channels belong to softmax models")
         elif set(self.channels) != values | {0} or len(self.channels) != len(values) + 1:
             problems.append(f"softmax channels name 0 and every label once, received {self.channels}")
+        if not all(self.types) or len(set(self.types)) != len(self.types) or len(self.types) == 1:
+            problems.append(f"types are two or more, named once each, received {self.types}")
         if len(self.tile) != 3 or len(self.divisor) != 3 or min(self.divisor, default=0) < 1:
             problems.append("tile and divisor are three positive numbers")
         elif any(t < 1 or t % d for t, d in zip(self.tile, self.divisor, strict=True)):
@@ -159,7 +164,17 @@ class ModelSpec:
     @property
     def output_channels(self) -> int:
         """Number of channels R of the network's output."""
+        return self.label_channels + len(self.types)
+
+    @property
+    def label_channels(self) -> int:
+        """Number of the first of them, which decide the labels."""
         return len(self.regions) if self.activation == "sigmoid" else len(self.channels)
+
+    @property
+    def thin(self) -> bool:
+        """Whether the network works slice by slice, so that a few slices or a single one will do."""
+        return min(self.divisor) == 1 < max(self.divisor)
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -218,7 +233,13 @@ def _typed(raw: Mapping[str, Any]) -> dict[str, Any]:
         Region(str(r["name"]), tuple(int(v) for v in r["labels"]), float(r["threshold"]))
         for r in raw["regions"]
     )
-    for name, kind in (("tile", int), ("divisor", int), ("channels", int), ("spacing", float)):
+    for name, kind in (
+        ("tile", int),
+        ("divisor", int),
+        ("channels", int),
+        ("types", str),
+        ("spacing", float),
+    ):
         if name in raw:
             fields[name] = tuple(kind(value) for value in raw[name])
     return fields

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from brainseg_trainer.config import Loss
-from brainseg_trainer.losses import SMOOTH, TYPE_SHARE, loss_of, signed_distances
+from brainseg_trainer.distances import signed_distances
+from brainseg_trainer.losses import SMOOTH, TYPE_SHARE, loss_of
 
 KINDS = [
     *("bce", "dice", "weighted_dice", "log_dice", "dice_bce", "generalized_dice", "tversky"),

@@ -18,10 +18,12 @@ from brainseg_runtime.spec import ModelSpec
 from brainseg_trainer.cli import app
 from brainseg_trainer.config import load
 from brainseg_trainer.dataset import draw_batch, find_training_scans, prepare_examples
+from brainseg_trainer.figshare import import_slices
 from brainseg_trainer.label_names import named_table
 from brainseg_trainer.sources import open_data
 from brainseg_trainer.store import Origin, Store, folds_of, write_store
 from brainseg_trainer.task import glioma_spec
+from figshare_files import write_download
 from toys import toy_volume, write_scan
 from typer.testing import CliRunner
 
@@ -403,10 +405,6 @@ def test_names_that_say_nothing_are_refused(tmp_path, labels):
 
 def test_an_import_of_figshare_becomes_a_store(tmp_path):
     """Stacks of a few slices, and single ones, keep their patient, fold and type."""
-    from brainseg_trainer.figshare import import_slices
-
-    from .test_figshare import write_download
-
     import_slices(write_download(tmp_path / "download"), tmp_path / "scans", {}, quiet)
     store = make(tmp_path / "scans", tmp_path / "x.h5", "figshare")
     assert isinstance(store.spec, ModelSpec)

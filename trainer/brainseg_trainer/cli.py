@@ -162,6 +162,7 @@ def evaluate(run: RunPath, data: DataPath) -> None:
     from brainseg_trainer.networks import load_network
     from brainseg_trainer.progress import Progress
     from brainseg_trainer.run import RunFolder
+    from brainseg_trainer.sources import origins_in
 
     folder = RunFolder(run)
     spec = folder.read_spec()
@@ -173,6 +174,7 @@ def evaluate(run: RunPath, data: DataPath) -> None:
         source,
         source.scans,
         lambda done, total: progress("scoring scans", done, total),
+        {scan: origin.kind for scan, origin in origins_in(data).items()},
     )
     folder.write_metrics(data.resolve().name, metrics(scores))
     for entry in scores:
@@ -362,6 +364,8 @@ def _recipe_for(data: Path) -> str:
 def _print_dice(scores: dict[str, Any], what: str) -> None:
     dice = ", ".join(f"{region} {value:.4f}" for region, value in scores["mean_dice"].items())
     typer.echo(f"mean Dice on {what}: {dice}")
+    if "type_accuracy" in scores:
+        typer.echo(f"type of tumour right in {100 * scores['type_accuracy']:.1f} %")
 
 
 def main() -> NoReturn:

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from brainseg_trainer.augment import intensity, light, space
 from brainseg_trainer.config import Data, TrainConfig
+from brainseg_trainer.distances import signed_distances
 from brainseg_trainer.label_names import truth_table
-from brainseg_trainer.task import masks
+from brainseg_trainer.task import masks, type_masks
 
 __all__ = [
     "Batch",
@@ -44,7 +45,7 @@ __all__ = [
 
 Labels = NDArray[np.uint8]
 Batch = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Tiles (N, i, j, k, C) and their masks (N, i, j, k, R)."""
+"""Tiles (N, i, j, k, C) and what the loss wants to know of their truth (N, i, j, k, R): see ``loss_of``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +55,10 @@ class TrainingScans:
     scans: tuple[Scan, ...]
     table: Labels
     """(256,): a truth voxel's value -> the spec's label."""
-    thin: bool = False
-    """Whether they may have a few slices or one, as a network wants that sees one slice at a time."""
 
     def read(self, scan: Scan) -> Volume:
         """A scan's volume."""
-        return read(scan, thin=self.thin)
+        return read(scan)
 
     def truth(self, scan: Scan, grid: Geometry) -> Labels:
         """The labels (I, J, K) of a scan that lies on ``grid``.
@@ -67,7 +66,7 @@ class TrainingScans:
         Raises:
             ScanRefused: ``E_GEOMETRY_MISMATCH`` where the truth lies on another grid.
         """
-        labels, geometry = _read_truth(scan, self.thin)
+        labels, geometry = _read_truth(scan)
         apart = geometry.distance(grid)
         if apart > GRID_MM:
             raise ScanRefused(
@@ -80,7 +79,7 @@ class TrainingScans:
 
     def labels_present(self, scan: Scan) -> int:
         """How many labels occur in a scan."""
-        return len(np.unique(self.table[_read_truth(scan, self.thin)[0]])) - 1
+        return len(np.unique(self.table[_read_truth(scan)[0]])) - 1
 
 
 class OnDisk(Protocol):
@@ -105,6 +104,8 @@ class Example:
     """(i, j, k) uint8."""
     tumour: OnDisk
     """(n, 3) integers: voxels of tumour to centre tiles on, as many of each label as of any other."""
+    kind: str = ""
+    """Type of tumour, where the data say it."""
 
 
 def find_training_scans(folder: Path, spec: ModelSpec) -> TrainingScans:
@@ -125,11 +126,10 @@ def find_training_scans(folder: Path, spec: ModelSpec) -> TrainingScans:
             f"{len(bare)} of {len(found.scans)} scans have no label image, first {', '.join(bare[:5])}.",
             "Put <scan>-seg.nii.gz beside each scan, or take these scans out of the folder.",
         )
-    thin = 1 in spec.divisor
     with ThreadPoolExecutor() as pool:
-        values = set().union(*pool.map(lambda scan: _truth_values(scan, thin), found.scans))
+        values = set().union(*pool.map(_truth_values, found.scans))
     truths = [scan.truth for scan in found.scans if scan.truth]
-    return TrainingScans(found.scans, truth_table(truths, values, spec), thin)
+    return TrainingScans(found.scans, truth_table(truths, values, spec))
 
 
 def split(
@@ -164,10 +164,11 @@ def prepare_examples(
     spec: ModelSpec,
     cache: Path,
     report: Callable[[int, int], None],
+    kinds: Mapping[str, str] | None = None,
 ) -> list[Example]:
     """Bring scans onto the network's grid and keep them in ``cache``; what lies there is taken as it is.
 
-    ``report`` is told how many of how many are done.
+    ``report`` is told how many of how many are done; ``kinds``: scan -> type of tumour.
 
     Raises:
         ScanRefused: where a scan or its truth cannot be used.
@@ -182,7 +183,7 @@ def prepare_examples(
             _store(paths[0], prepared.data)
             _store(paths[1], labels)
         data, labels = (np.load(path, mmap_mode="r") for path in paths)
-        examples.append(Example(scan.id, data, labels, tumour_voxels(labels)))
+        examples.append(Example(scan.id, data, labels, tumour_voxels(labels), (kinds or {}).get(scan.id, "")))
         report(done, len(scans))
     return examples
 
@@ -201,7 +202,7 @@ def draw_batch(
         rng = np.random.default_rng([config.seed, TILE, step, n])
         image, labels = _draw_tile(examples[order[place]], config.data, rng, altered)
         images.append(image)
-        truths.append(masks(labels, spec))
+        truths.append(_truth(labels, spec, config, examples[order[place]].kind, step))
     return np.stack(images), np.stack(truths)
 
 
@@ -233,6 +234,18 @@ def _draw_tile(
     return image, labels
 
 
+def _truth(labels: Labels, spec: ModelSpec, config: TrainConfig, kind: str, step: int) -> NDArray[np.float32]:
+    """Masks, for the boundary loss distances, and for a model that tells types the type: see ``loss_of``."""
+    parts = [masks(labels, spec)]
+    if config.loss.kind == "boundary":
+        # Their weight grows from 0: at first everything is far from where it belongs (Kervadec et al. 2019).
+        weight = np.float32(step / config.training.steps)
+        parts.append(weight * signed_distances(parts[0], config.data.spacing))
+    if spec.types:
+        parts.append(type_masks(labels, spec, kind))
+    return np.concatenate(parts, axis=-1)
+
+
 def tumour_voxels(labels: Labels) -> NDArray[np.intp]:
     """Voxels (n, 3) of a label image (i, j, k) to centre tiles on: see ``Example.tumour``."""
     chosen = []
@@ -250,16 +263,16 @@ def _images(folder: Path) -> Path:
     return training if training.is_dir() and (folder / "dataset.json").is_file() else folder
 
 
-def _truth_values(scan: Scan, thin: bool) -> set[int]:
-    return set(np.unique(_read_truth(scan, thin)[0]).tolist())
+def _truth_values(scan: Scan) -> set[int]:
+    return set(np.unique(_read_truth(scan)[0]).tolist())
 
 
-def _read_truth(scan: Scan, thin: bool) -> tuple[Labels, Geometry]:
+def _read_truth(scan: Scan) -> tuple[Labels, Geometry]:
     if scan.truth is None:
         raise ScanRefused(
             "E_TRUTH_MISSING", f"scan {scan.id} has no label image.", "Put <scan>-seg.nii.gz beside it."
         )
-    return read_labels(scan.truth, scan.root, thin=thin)
+    return read_labels(scan.truth, scan.root, thin=scan.thin)
 
 
 _BRATS = re.compile(r"(.*BraTS.*\D\d{5})[-_]\d{3}", re.IGNORECASE)

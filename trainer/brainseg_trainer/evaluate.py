@@ -24,6 +24,10 @@ class Score:
     scan: str
     dice: Mapping[str, float]
     """Region -> Dice; 1 where neither truth nor answer holds the region."""
+    said: str = ""
+    """The type of tumour that the network takes it for; empty for most networks, and without a tumour."""
+    kind: str = ""
+    """The type that it is, where the data say it."""
 
 
 def evaluate(
@@ -32,8 +36,12 @@ def evaluate(
     source: TrainingScans,
     scans: Sequence[Scan],
     report: Callable[[int, int], None],
+    kinds: Mapping[str, str] | None = None,
 ) -> list[Score]:
-    """Score a Keras network on scans with truth; ``report`` is told how many of how many are done."""
+    """Score a Keras network on scans with truth.
+
+    ``report`` is told how many of how many are done; ``kinds``: scan -> type of tumour.
+    """
     scores = []
     with Segmenter(spec, keras_engine(network)) as segmenter:
         for done, scan in enumerate(scans, start=1):
@@ -44,7 +52,8 @@ def evaluate(
                 region.name: dice(answer.mask(region.name), np.isin(truth, region.labels))
                 for region in spec.regions
             }
-            scores.append(Score(scan.id, overlap))
+            said = (answer.record.get("type") or {}).get("name", "")
+            scores.append(Score(scan.id, overlap, said, (kinds or {}).get(scan.id, "")))
             report(done, len(scans))
     return scores
 
@@ -57,8 +66,17 @@ def mean_dice(scores: Sequence[Score]) -> dict[str, float]:
 def metrics(scores: Sequence[Score]) -> dict[str, Any]:
     """Scores as ``metrics.json`` holds them."""
     regions = list(scores[0].dice)
+    # One that found no tumour has told no type, and is wrong.
+    typed = [score for score in scores if score.kind] if any(score.said for score in scores) else []
     return {
         "mean_dice": mean_dice(scores),
         "median_dice": {r: float(np.median([s.dice[r] for s in scores])) for r in regions},
-        "scans": {score.scan: {"dice": dict(score.dice)} for score in scores},
+        **({"type_accuracy": float(np.mean([s.said == s.kind for s in typed]))} if typed else {}),
+        "scans": {
+            score.scan: {
+                "dice": dict(score.dice),
+                **({"type": {"said": score.said, "is": score.kind}} if score in typed else {}),
+            }
+            for score in scores
+        },
     }

@@ -102,15 +102,15 @@ def fit(data: Path, run: RunFolder, report: Report, board: Board | None = None) 
     data_set = open_data(data, config)
     training, held_out = data_set.divided(config)
     keras.utils.set_random_seed(config.seed)
-    learner = Learner(
-        _network(config, data_set.spec), config.training, loss_of(config.loss, config.task.activation)
-    )
+    spec = data_set.spec
+    losses = [loss_of(config.loss, spec.activation, types) for types in (len(spec.types), 0)]
+    learner = Learner(_network(config, spec), config.training, *losses)
     _Session(run, config, data_set, training, held_out, learner, report, board).go()
 
 
 def _network(config: TrainConfig, spec: ModelSpec) -> keras.Model:
     with precision_of(config.training.precision):
-        return build_network(config.network, len(spec.modalities), spec.output_channels)
+        return build_network(config.network, len(spec.modalities), spec.label_channels, len(spec.types))
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ class _Session:
             self.data.spec,
             self.run.cache,
             partial(self._tell, "preparing scans"),
+            self.data.kinds,
         )
 
     def _train(self, state: _State, examples: Sequence[Example]) -> None:
@@ -201,7 +202,8 @@ class _Session:
         # The same ones each time, so that scores differ by the weights alone.
         batches = (draw_batch(examples, spec, self.config, n, altered=False)[0] for n in range(count))
         with self.learner.as_scored(batches) as network:
-            scores = evaluate(network, spec, scans, self.held_out, partial(self._tell, "scoring scans"))
+            tell = partial(self._tell, "scoring scans")
+            scores = evaluate(network, spec, scans, self.held_out, tell, self.data.kinds)
             if state.add_scores(scores):
                 save_network(network, self.run.best)
 

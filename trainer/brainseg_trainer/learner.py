@@ -27,8 +27,13 @@ Loss = Callable[[keras.KerasTensor, keras.KerasTensor], keras.KerasTensor]
 class Learner:
     """Takes steps; its state, saved and restored, makes the next step the same to the last bit."""
 
-    def __init__(self, network: keras.Model, training: Training, loss: Loss) -> None:
-        """``network`` has the logits as its first output, auxiliary ones on coarser grids after it."""
+    def __init__(
+        self, network: keras.Model, training: Training, loss: Loss, coarse_loss: Loss | None = None
+    ) -> None:
+        """``network`` has the logits as its first output, auxiliary ones on coarser grids after it.
+
+        ``coarse_loss`` is for those, which tell no types; by default the same.
+        """
         self.network = deployed(network)
         self._whole = network
         self._optimiser = _optimiser(training)
@@ -44,7 +49,7 @@ class Learner:
         self._twin = keras.Model(network.input, network.outputs)
         self._twin.compile(
             optimizer=scaled or self._optimiser,
-            loss=[loss] * heads,
+            loss=[loss] + [coarse_loss or loss] * (heads - 1),
             # Each coarser head counts half as much (Isensee et al. 2021).
             loss_weights=(shares / shares.sum()).tolist(),
             # XLA is several times slower than TensorFlow's own kernels on a CPU, and all that JAX has.
@@ -71,8 +76,11 @@ class Learner:
             EngineUnavailable: ``E_ENGINE_FAILED`` where the loss is no number any more.
         """
         self._twin.reset_metrics()
-        grids = self._twin.compute_output_shape(images.shape)
-        result = self._twin.train_on_batch(images, [_pooled(truth, grid) for grid in grids])
+        whole, *coarse = self._twin.compute_output_shape(images.shape)
+        types = [whole[-1] - head[-1] for head in coarse]
+        outlines = [truth[..., : truth.shape[-1] - n] for n in types]
+        targets = [_pooled(outline, head) for outline, head in zip(outlines, coarse, strict=True)]
+        result = self._twin.train_on_batch(images, [truth, *targets])
         loss = float(np.ravel(result)[0])
         if not np.isfinite(loss):
             raise EngineUnavailable(
@@ -204,7 +212,5 @@ def _pooled(truth: Array, grid: Sequence[int | None]) -> Array:
     for fine, coarse in zip(truth.shape[1:4], grid[1:4], strict=True):
         assert coarse is not None
         shape += [coarse, fine // coarse]
-    if shape[2::2] == [1, 1, 1]:
-        return truth
     pooled: Array = truth.reshape(*shape, truth.shape[-1]).mean(axis=(2, 4, 6))
     return pooled

@@ -11,12 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from brainseg_runtime.spec import Activation
 from keras import ops
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from brainseg_trainer.config import Loss
 
-__all__ = ["SMOOTH", "TYPE_SHARE", "LossFunction", "loss_of", "signed_distances"]
+__all__ = ["SMOOTH", "TYPE_SHARE", "LossFunction", "loss_of"]
 
 Tensor = Any
 # Keras publishes no types.
@@ -35,25 +33,9 @@ def loss_of(loss: Loss, activation: Activation, types: int = 0) -> LossFunction:
 
     With ``types`` the last so many channels of the logits speak of the tumour's type, and those of the truth
     are 1 for the type where there is tumour and 0 elsewhere. For the loss ``boundary`` the truth has the
-    regions' ``signed_distances`` after their masks and before the types.
+    regions' ``distances`` after their masks and before the types.
     """
     return partial(_typed, partial(KINDS[loss.kind], loss, activation), types)
-
-
-def signed_distances(masks: NDArray[np.float32], spacing: tuple[float, float, float]) -> NDArray[np.float32]:
-    """Distance of each voxel to the border of its region in mm, negative inside: (i, j, k, R) -> the same.
-
-    Half a voxel is not made up for, as in Kervadec et al. 2019. 0 everywhere for an absent region and for one
-    that is everywhere, whose border is not to be seen.
-    """
-    distances = np.zeros(masks.shape, np.float32)
-    for r in range(masks.shape[-1]):
-        inside = masks[..., r] > 0.5
-        if inside.any() and not inside.all():
-            outwards = ndimage.distance_transform_edt(~inside, sampling=spacing)
-            inwards = ndimage.distance_transform_edt(inside, sampling=spacing)
-            distances[..., r] = outwards - inwards
-    return distances
 
 
 # --- the kinds ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from brainseg_trainer.networks import divisor
 from brainseg_trainer.store import FOLDS, Origin, Store, folds_of
 from brainseg_trainer.task import glioma_spec
 
-__all__ = ["DataSet", "open_data"]
+__all__ = ["DataSet", "open_data", "origins_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,11 @@ class DataSet:
     """Where the scans lie."""
     store: Store | None = None
     """The same scans, prepared."""
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Scan -> type of tumour; empty where the data do not say it."""
+        return {scan: origin.kind for scan, origin in self.origins.items()}
 
     def divided(self, config: TrainConfig) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
         """Scans to train on and scans to hold out: a fold, or a share of the patients.
@@ -80,7 +85,7 @@ def open_data(data: Path, config: TrainConfig) -> DataSet:
     scans = find_training_scans(folder, spec)
     if store:
         scans = replace(scans, scans=_stored_scans(store, scans))
-    told = _figshare_origins(folder / INDEX) if is_figshare else {}
+    told = origins_in(folder)
     origins = {scan.id: told.get(scan.id, Origin(patient_of(scan))) for scan in scans.scans}
     if store:
         origins |= {scan.id: Origin(scan.patient, scan.fold, scan.kind) for scan in store.scans}
@@ -100,7 +105,15 @@ def _stored_scans(store: Store, source: TrainingScans) -> tuple[Scan, ...]:
     return tuple(scan for scan in source.scans if scan.id in stored)
 
 
-def _figshare_origins(index: Path) -> dict[str, Origin]:
+def origins_in(folder: Path) -> dict[str, Origin]:
+    """Scan -> patient, fold and type, where a folder says them, as an import of figshare does.
+
+    Raises:
+        ScanRefused: ``E_INPUT_MISSING`` for a damaged ``figshare.json``.
+    """
+    index = folder / INDEX
+    if not is_import(folder):
+        return {}
     try:
         scans = json.loads(index.read_bytes())["scans"]
         return {name: Origin(scan["patient"], scan["fold"], scan["type"]) for name, scan in scans.items()}

@@ -157,6 +157,7 @@ class Store:
             StoredArray(self.path, f"{place}/data", (*scan.shape, len(self.spec.modalities))),
             StoredArray(self.path, f"{place}/labels", scan.shape),
             StoredArray(self.path, f"{place}/tumour", voxels),
+            scan.kind,
         )
 
 
@@ -239,7 +240,7 @@ def _fill(
                 raise
             continue
         group = file.create_group(f"scans/{len(kept):05d}")
-        edge = THIN_EDGE if source.thin else EDGE
+        edge = THIN_EDGE if spec.thin else EDGE
         chunk = tuple(min(t, n, edge) for t, n in zip(spec.tile, labels.shape, strict=True))
         packed: dict[str, Any] = {
             "compression": "gzip",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from brainseg_trainer.config import TrainConfig, load
 
-__all__ = ["BRATS_WORDS", "glioma_spec", "label_table", "masks", "read_spec", "scheme_of"]
+__all__ = ["BRATS_WORDS", "glioma_spec", "label_table", "masks", "read_spec", "scheme_of", "type_masks"]
 
 BRATS_WORDS = {"t1": "t1n", "t1c": "t1c", "t2": "t2w", "flair": "t2f"}
 """Modality -> the word that BraTS 2023 has for it in file names."""
@@ -22,10 +22,14 @@ def glioma_spec(config: TrainConfig, divisor: tuple[int, int, int]) -> ModelSpec
     """The task of BraTS: modalities in; whole tumour, tumour core and enhancing tumour out.
 
     Raises:
-        UsageRefused: ``E_USAGE`` for a modality that BraTS does not have.
+        UsageRefused: ``E_USAGE`` for a modality that BraTS does not have, or for types.
         BundleInvalid: ``E_SPEC`` where the tile is not a multiple of the network's divisor.
     """
     names = config.task.modalities
+    if config.task.types:
+        raise UsageRefused(
+            "E_USAGE", "these data do not say the type of a tumour.", "Set task.types to false."
+        )
     if not set(names) <= set(BRATS_WORDS):
         raise UsageRefused(
             "E_USAGE",
@@ -99,10 +103,16 @@ def label_table(values: Iterable[int], spec: ModelSpec) -> NDArray[np.uint8]:
 
 
 def masks(labels: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.float32]:
-    """What the network's channels should say, 0 or 1: (...) -> (..., R).
+    """What the network's label channels should say, 0 or 1: (...) -> (..., R).
 
     A channel per region, or for a softmax model one per label and one for the background.
     """
     regions = [region.labels for region in spec.regions]
     members = [(value,) for value in spec.channels] if spec.channels else regions
     return np.stack([np.isin(labels, values) for values in members], axis=-1).astype(np.float32)
+
+
+def type_masks(labels: NDArray[np.uint8], spec: ModelSpec, kind: str) -> NDArray[np.float32]:
+    """What the network's type channels should say: (...) -> (..., T), 1 for the type in the tumour."""
+    shares = np.array([name == kind for name in spec.types], np.float32)
+    return (labels > 0)[..., None] * shares

@@ -5,6 +5,7 @@ from brainseg_runtime.scans import ALIASES
 from brainseg_runtime.spec import Label, Modality, ModelSpec, Region
 
 from brainseg_trainer.config import TrainConfig
+from brainseg_trainer.figshare.slices import KINDS
 from brainseg_trainer.task import scheme_of
 
 __all__ = ["PIXEL_MM", "SLICE_MM", "figshare_spec"]
@@ -39,6 +40,7 @@ def figshare_spec(config: TrainConfig, divisor: tuple[int, int, int]) -> ModelSp
         spacing=config.data.spacing,
         normalisation=config.data.normalisation,
         scheme=scheme_of(config),
+        types=tuple(KINDS.values()) if config.task.types else (),
         # The slices show the whole head.
         anatomy="head",
     )
