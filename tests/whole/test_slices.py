@@ -33,11 +33,20 @@ def quiet(*_):
     """A report that nobody reads."""
 
 
+def light_up(path, truth):
+    """Make the tumour bright, so that a short training finds it."""
+    image = nibabel.load(path)
+    brighter = np.asarray(image.dataobj) + 4000 * np.asarray(nibabel.load(truth).dataobj).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(brighter, image.affine, image.header), path)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Scans, a short run on them, and its bundle."""
     folder = tmp_path_factory.mktemp("slices")
     import_slices(write_download(folder / "download"), folder / "scans", {}, quiet)
+    for path in folder.glob("scans/*/*_t1c.nii.gz"):
+        light_up(path, path.with_name(path.name.replace("t1c", "seg")))
     config = load_config("figshare")
     config = replace(
         config,
