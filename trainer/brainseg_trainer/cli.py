@@ -62,6 +62,9 @@ def fit(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write events for TensorBoard into RUN/tensorboard.")
     ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train together (JAX).")] = 1,
+    worker: Annotated[int, typer.Option(min=0, help="Which of them this is; 0 begins the run.")] = 0,
+    address: Annotated[str, typer.Option(help="HOST:PORT where worker 0 listens.")] = "",
 ) -> None:
     """Train a network and score it on scans held out from training.
 
@@ -72,7 +75,9 @@ def fit(
     from brainseg_trainer.run import RunFolder
 
     folder = RunFolder(run)
-    if resume:
+    if worker:
+        folder.wait()
+    elif resume:
         folder.go_on(load(config) if config else None)
     else:
         folder.begin(load(config or _recipe_for(data)))
@@ -81,9 +86,12 @@ def fit(
         from brainseg_trainer.fit import fit as train
         from brainseg_trainer.progress import Progress
         from brainseg_trainer.tensorboard import board_in
+        from brainseg_trainer.workers import Workers
 
         with board_in(folder.path / "tensorboard") if tensorboard else nullcontext() as board:
-            train(data, folder, Progress(), board)
+            train(data, folder, Progress(), board, Workers(workers, worker, address))
+    if worker:
+        return
     _print_dice(folder.read_metrics()["validation"], "held-out scans")
     typer.echo(f"{folder.model}")
 

@@ -189,14 +189,20 @@ def prepare_examples(
 
 
 def draw_batch(
-    examples: Sequence[Example], spec: ModelSpec, config: TrainConfig, step: int, *, altered: bool = True
+    examples: Sequence[Example],
+    spec: ModelSpec,
+    config: TrainConfig,
+    step: int,
+    *,
+    altered: bool = True,
+    share: range | None = None,
 ) -> Batch:
-    """The batch of a step, ``altered`` by augmentation or not.
+    """The batch of a step, ``altered`` by augmentation or not; only a ``share`` of it where one is given.
 
     Every scan is seen once before any is seen again.
     """
     images, truths = [], []
-    for n in range(config.training.batch):
+    for n in share or range(config.training.batch):
         turn, place = divmod(step * config.training.batch + n, len(examples))
         order = np.random.default_rng([config.seed, ORDER, turn]).permutation(len(examples))
         rng = np.random.default_rng([config.seed, TILE, step, n])

@@ -12,9 +12,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from brainseg_runtime.errors import OutputUnwritable, UsageRefused
+from brainseg_runtime.errors import EngineUnavailable, OutputUnwritable, UsageRefused
 from brainseg_runtime.scans import Scan
 from brainseg_runtime.spec import ModelSpec
+from numpy.typing import NDArray
 
 from brainseg_trainer.config import TrainConfig
 from brainseg_trainer.dataset import Batch, Example, draw_batch, prepare_examples
@@ -27,6 +28,7 @@ from brainseg_trainer.networks.cost import require_room
 from brainseg_trainer.run import RunFolder
 from brainseg_trainer.sources import DataSet, open_data
 from brainseg_trainer.tensorboard import Board
+from brainseg_trainer.workers import Workers, join
 
 __all__ = ["Report", "fit"]
 
@@ -81,11 +83,18 @@ class _State:
         return is_best
 
 
-def fit(data: Path, run: RunFolder, report: Report, board: Board | None = None) -> None:
+def fit(
+    data: Path,
+    run: RunFolder,
+    report: Report,
+    board: Board | None = None,
+    workers: Workers = Workers(),  # noqa: B008  (a frozen value)
+) -> None:
     """Train as the run's configuration says, or go on from its checkpoint, and fill its folder.
 
     ``data`` is a folder of scans, or a store that was made from one; scans are held out in the folder.
-    ``board`` is shown every row of the history.
+    ``board`` is shown every row of the history. Each of several ``workers`` calls this with the same data
+    and the same run, which the first one writes.
 
     The network that is kept is the one that scored best on them, so its score there flatters it a little.
 
@@ -99,13 +108,14 @@ def fit(data: Path, run: RunFolder, report: Report, board: Board | None = None) 
     """
     config = run.read_config()
     require_room(config)
+    join(workers, config.training.batch)
     data_set = open_data(data, config)
     training, held_out = data_set.divided(config)
     keras.utils.set_random_seed(config.seed)
     spec = data_set.spec
     losses = [loss_of(config.loss, spec.activation, types) for types in (len(spec.types), 0)]
     learner = Learner(_network(config, spec), config.training, *losses)
-    _Session(run, config, data_set, training, held_out, learner, report, board).go()
+    _Session(run, config, data_set, training, held_out, learner, report, board, workers).go()
 
 
 def _network(config: TrainConfig, spec: ModelSpec) -> keras.Model:
@@ -125,6 +135,7 @@ class _Session:
     learner: Learner
     report: Report
     board: Board | None
+    workers: Workers
 
     def go(self) -> None:
         """Begin or resume, train to the last step, and leave everything that a run leaves."""
@@ -137,8 +148,9 @@ class _Session:
     def _begin(self) -> _State:
         digest = _digest(self.training, self.held_out)
         if not self.run.checkpoint.exists():
-            self.run.write_spec(self.data.spec)
-            _require_room(self.run.path, self.learner.bytes)
+            if self.workers.is_first:
+                self.run.write_spec(self.data.spec)
+                _require_room(self.run.path, self.learner.bytes)
             return _State(digest)
         state = _State(**self.learner.restore(self.run.checkpoint))
         if state.data != digest:
@@ -163,7 +175,7 @@ class _Session:
             self.data.scans,
             self.training,
             self.data.spec,
-            self.run.cache,
+            self.run.cache_of(self.workers.number),
             partial(self._tell, "preparing scans"),
             self.data.kinds,
         )
@@ -175,7 +187,7 @@ class _Session:
         saved = time.monotonic()
         for images, truth in self._batches(examples, state):
             rate = self.learner.learning_rate
-            loss = self.learner.step(images, truth)
+            loss = self._step(images, truth)
             state.losses.append(loss)
             state.step += 1
             state.seconds = time.monotonic() - began
@@ -186,11 +198,24 @@ class _Session:
                 self._validate(state, examples)
             if self.board and state.rows and state.rows[-1]["step"] == state.step:
                 self.board(state.rows[-1])
-            if self._is_last(state) or time.monotonic() - saved >= training.checkpoint_seconds:
+            due = self._is_last(state) or time.monotonic() - saved >= training.checkpoint_seconds
+            if due and self.workers.is_first:
                 self.learner.save(self.run.checkpoint, asdict(state))
                 self.run.write_history(state.rows)
                 saved = time.monotonic()
             self._tell("training", state.step, training.steps, f"loss {loss:.3f}")
+
+    def _step(self, images: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
+        try:
+            return self.learner.step(images, truth)
+        except RuntimeError as error:
+            if self.workers.count == 1:
+                raise
+            raise EngineUnavailable(
+                "E_ENGINE_FAILED",
+                f"another worker was lost: {str(error).splitlines()[0]}.",
+                "Start all of them again with --resume.",
+            ) from error
 
     def _is_last(self, state: _State) -> bool:
         training = self.config.training
@@ -204,11 +229,13 @@ class _Session:
         with self.learner.as_scored(batches) as network:
             tell = partial(self._tell, "scoring scans")
             scores = evaluate(network, spec, scans, self.held_out, tell, self.data.kinds)
-            if state.add_scores(scores):
+            if state.add_scores(scores) and self.workers.is_first:
                 save_network(network, self.run.best)
 
     def _finish(self, state: _State) -> None:
         """Write what the run is for; the model last."""
+        if not self.workers.is_first:
+            return
         self.run.write_history(state.rows)
         self.run.write_metrics(
             "validation",
@@ -229,7 +256,8 @@ class _Session:
 
     def _batches(self, examples: Sequence[Example], state: _State) -> Iterator[Batch]:
         """The batch of every step that is left, each drawn while the step before is computed."""
-        draw = partial(draw_batch, examples, self.data.spec, self.config)
+        share = self.workers.share(self.config.training.batch)
+        draw = partial(draw_batch, examples, self.data.spec, self.config, share=share)
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(draw, state.step)
             while not self._is_last(state):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from brainseg_trainer.config import Precision, Training
 from brainseg_trainer.networks import deployed
+from brainseg_trainer.workers import alone
 
 __all__ = ["Learner", "precision_of"]
 
@@ -90,21 +91,24 @@ class Learner:
 
     @contextmanager
     def as_scored(self, batches: Iterable[Array]) -> Iterator[keras.Model]:
-        """The network to score and to keep; afterwards it is as before, so that training never notices.
+        """A copy of the network to score and to keep, which belongs to this process alone.
 
         Its weights are their running mean where one is kept. Batch norm's statistics are measured anew
         over ``batches``: the averages that training leaves lag behind the weights (Wu and Johnson 2021,
         "precise BN").
         """
-        before = [keras.ops.convert_to_numpy(variable) for variable in self.network.variables]
+        trained = self._whole.trainable_variables
+        before = [keras.ops.convert_to_numpy(variable) for variable in trained]
         # Does nothing where no mean is kept.
-        self._optimiser.finalize_variable_values(self._whole.trainable_variables)
-        _recalibrate(self.network, batches)
-        try:
-            yield self.network
-        finally:
-            for variable, value in zip(self.network.variables, before, strict=True):
-                variable.assign(value)
+        self._optimiser.finalize_variable_values(trained)
+        weights = self.network.get_weights()
+        for variable, value in zip(trained, before, strict=True):
+            variable.assign(value)
+        with alone():
+            copy = keras.models.clone_model(self.network)
+            copy.set_weights(weights)
+            _recalibrate(copy, batches)
+            yield copy
 
     def save(self, path: Path, state: Mapping[str, Any]) -> None:
         """Write weights, statistics, the optimiser and whatever JSON ``state`` holds, as one file."""

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +81,9 @@ class RunFolder:
         """The network of an unfinished run that scored best."""
         return self.path / "best.keras"
 
-    @property
-    def cache(self) -> Path:
-        """Prepared scans of an unfinished run."""
-        return self.path / "cache"
+    def cache_of(self, worker: int) -> Path:
+        """A worker's prepared scans, while the run is unfinished."""
+        return self.path / "cache" / str(worker)
 
     def begin(self, config: TrainConfig) -> None:
         """Claim the folder for a new run.
@@ -98,6 +98,20 @@ class RunFolder:
                 "Choose another folder, or continue it with --resume.",
             )
         write_atomically(self.config, to_toml(config).encode())
+
+    def wait(self, seconds: float = 60.0) -> None:
+        """Wait until the first of several workers has begun the run or found it.
+
+        Raises:
+            UsageRefused: ``E_RUN`` where it does not.
+        """
+        ends = time.monotonic() + seconds
+        while not self.config.exists():
+            if time.monotonic() > ends:
+                raise UsageRefused(
+                    "E_RUN", f"nobody began {self.path}.", "Start worker 0 on the same folder."
+                )
+            time.sleep(0.1)
 
     def go_on(self, config: TrainConfig | None) -> None:
         """Check that a run lies here that can be gone on with, begun with ``config`` if one is given.
@@ -193,7 +207,7 @@ class RunFolder:
 
     def clean(self) -> None:
         """Remove what only an unfinished run needs."""
-        shutil.rmtree(self.cache, ignore_errors=True)
+        shutil.rmtree(self.path / "cache", ignore_errors=True)
         self.checkpoint.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> str:
