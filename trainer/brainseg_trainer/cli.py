@@ -224,17 +224,40 @@ def tune(run: RunPath, data: DataPath) -> None:
 
 @app.command()
 def figures(run: RunPath) -> None:
-    """Draw a run's pictures again, from its history.
+    """Draw a finished run: curves, scores, volumes, thresholds, truth beside prediction.
 
-    Exit status: 0 done, 2 not a run, 7 output not writable.
+    Scans that it kept for parity are shown; it never trained on them.
+    Exit status: 0 done, 2 not a finished run, 7 output not writable.
     """
-    from brainseg_trainer.figures import draw_curves
+    set_backend()
+    from brainseg_trainer.figures.render import render_run
     from brainseg_trainer.run import RunFolder
 
-    folder = RunFolder(run)
-    path = folder.figures / "curves.png"
-    draw_curves(folder.read_history(), path)
-    typer.echo(path)
+    for path in render_run(RunFolder(run), lambda text: typer.echo(text, err=True)):
+        typer.echo(path)
+
+
+@app.command()
+def gallery(
+    data: DataPath,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to draw.", show_default=False)],
+    config: Annotated[
+        str | None,
+        typer.Option(help="A TOML file, or a recipe.", show_default="glioma; figshare for its slices"),
+    ] = None,
+) -> None:
+    """Draw a data set: how much of each kind or volume, slices with their truth, and tumours.
+
+    Exit status: 0 done, 2 usage, 3 the scans do not do, 7 output not writable.
+    """
+    set_backend()
+    from brainseg_trainer.config import load
+    from brainseg_trainer.figures.render import render_data
+    from brainseg_trainer.sources import open_data
+
+    found = open_data(data, load(config or _recipe_for(data)))
+    for path in render_data(found, output, lambda text: typer.echo(text, err=True)):
+        typer.echo(path)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """How good a network is: whole scans, in their own space, through the pipeline that is deployed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -24,6 +24,8 @@ class Score:
     scan: str
     dice: Mapping[str, float]
     """Region -> Dice; 1 where neither truth nor answer holds the region."""
+    volumes_ml: Mapping[str, tuple[float, float]]
+    """Region -> its volume in the truth and in the answer."""
     said: str = ""
     """The type of tumour that the network takes it for; empty for most networks, and without a tumour."""
     kind: str = ""
@@ -52,8 +54,10 @@ def evaluate(
                 region.name: dice(answer.mask(region.name), np.isin(truth, region.labels))
                 for region in spec.regions
             }
+            meant = replace(answer, labels=truth).volumes_ml()
+            volumes = {region: (meant[region], ml) for region, ml in answer.volumes_ml().items()}
             said = (answer.record.get("type") or {}).get("name", "")
-            scores.append(Score(scan.id, overlap, said, (kinds or {}).get(scan.id, "")))
+            scores.append(Score(scan.id, overlap, volumes, said, (kinds or {}).get(scan.id, "")))
             report(done, len(scans))
     return scores
 
@@ -75,6 +79,10 @@ def metrics(scores: Sequence[Score]) -> dict[str, Any]:
         "scans": {
             score.scan: {
                 "dice": dict(score.dice),
+                "volumes_ml": {
+                    region: {"truth": round(truth, 4), "answer": round(answer, 4)}
+                    for region, (truth, answer) in score.volumes_ml.items()
+                },
                 **({"type": {"said": score.said, "is": score.kind}} if score in typed else {}),
             }
             for score in scores

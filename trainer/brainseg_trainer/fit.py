@@ -107,8 +107,9 @@ def fit(
         OutputUnwritable: ``E_OUTPUT``.
     """
     config = run.read_config()
-    require_room(config)
+    # First of all: whatever else touches Keras' backend makes it too late to meet.
     join(workers, config.training.batch)
+    require_room(config)
     data_set = open_data(data, config)
     training, held_out = data_set.divided(config)
     keras.utils.set_random_seed(config.seed)

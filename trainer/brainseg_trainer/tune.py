@@ -19,7 +19,7 @@ from brainseg_trainer.evaluate import evaluate, mean_dice
 from brainseg_trainer.keras_engine import keras_engine
 from brainseg_trainer.scoring.calibration import Histogram, best_threshold, brier, calibration_error, count
 
-__all__ = ["Tuning", "tune"]
+__all__ = ["Tuning", "histograms", "tune"]
 
 Report = Callable[[str, int, int], None]
 
@@ -80,7 +80,7 @@ def tune(
         )
     if spec.activation != "sigmoid":
         raise UsageRefused("E_USAGE", "a softmax model has no thresholds.", "Use evaluate.")
-    found = _histograms(network, spec, source, source.scans, report)
+    found = histograms(network, spec, source, source.scans, report)
     chosen = {region: best_threshold(scans) for region, scans in found.items()}
     tuned = replace(
         spec, regions=tuple(replace(region, threshold=chosen[region.name]) for region in spec.regions)
@@ -103,10 +103,10 @@ def tune(
     return tuning if tuning.is_better else replace(tuning, spec=spec)
 
 
-def _histograms(
+def histograms(
     network: keras.Model, spec: ModelSpec, source: TrainingScans, scans: Sequence[Scan], report: Report
 ) -> dict[str, list[Histogram]]:
-    """Region -> a histogram per scan, over the voxels of the brain and of the truth."""
+    """Region -> a histogram of its probability per scan, over the voxels of the brain and of the truth."""
     found: dict[str, list[Histogram]] = {region.name: [] for region in spec.regions}
     with Segmenter(spec, keras_engine(network)) as segmenter:
         for done, scan in enumerate(scans, start=1):
