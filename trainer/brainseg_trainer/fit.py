@@ -15,7 +15,6 @@ import numpy as np
 from brainseg_runtime.errors import EngineUnavailable, OutputUnwritable, UsageRefused
 from brainseg_runtime.scans import Scan
 from brainseg_runtime.spec import ModelSpec
-from numpy.typing import NDArray
 
 from brainseg_trainer.config import TrainConfig
 from brainseg_trainer.dataset import Batch, Example, draw_batch, prepare_examples
@@ -116,7 +115,17 @@ def fit(
     spec = data_set.spec
     losses = [loss_of(config.loss, spec.activation, types) for types in (len(spec.types), 0)]
     learner = Learner(_network(config, spec), config.training, *losses)
-    _Session(run, config, data_set, training, held_out, learner, report, board, workers).go()
+    try:
+        _Session(run, config, data_set, training, held_out, learner, report, board, workers).go()
+    # What JAX raises where the connection to another process breaks.
+    except (RuntimeError, ValueError) as error:
+        if workers.count == 1:
+            raise
+        raise EngineUnavailable(
+            "E_ENGINE_FAILED",
+            f"another worker was lost: {str(error).splitlines()[0]}.",
+            "Start all of them again with --resume.",
+        ) from error
 
 
 def _network(config: TrainConfig, spec: ModelSpec) -> keras.Model:
@@ -188,7 +197,7 @@ class _Session:
         saved = time.monotonic()
         for images, truth in self._batches(examples, state):
             rate = self.learner.learning_rate
-            loss = self._step(images, truth)
+            loss = self.learner.step(images, truth)
             state.losses.append(loss)
             state.step += 1
             state.seconds = time.monotonic() - began
@@ -205,18 +214,6 @@ class _Session:
                 self.run.write_history(state.rows)
                 saved = time.monotonic()
             self._tell("training", state.step, training.steps, f"loss {loss:.3f}")
-
-    def _step(self, images: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
-        try:
-            return self.learner.step(images, truth)
-        except RuntimeError as error:
-            if self.workers.count == 1:
-                raise
-            raise EngineUnavailable(
-                "E_ENGINE_FAILED",
-                f"another worker was lost: {str(error).splitlines()[0]}.",
-                "Start all of them again with --resume.",
-            ) from error
 
     def _is_last(self, state: _State) -> bool:
         training = self.config.training

@@ -20,7 +20,7 @@ __all__ = ["draw_comparison", "draw_turning"]
 
 def draw_comparison(found: Sequence[Case], path: Path) -> None:
     """Per scan a row of image, truth and prediction in each plane, where the truth is largest."""
-    figure = new_figure(15, 3.1 * len(found) + 0.9, f"Truth beside prediction ({CONVENTION})")
+    figure = new_figure(15, 2.5 * len(found) + 0.9, f"Truth beside prediction ({CONVENTION})")
     rows = figure.subfigures(len(found), 1, squeeze=False)[:, 0]
     for row, case in zip(rows, found, strict=True):
         _row(row, case)

@@ -52,20 +52,22 @@ def draw_volumes(volumes: Mapping[str, Sequence[float]], path: Path) -> None:
 def draw_slices(found: Sequence[Case], path: Path) -> None:
     """The axial slice with most tumour of several scans, regions in colour over grey."""
     rows = -(-len(found) // COLUMNS)
-    figure = new_figure(3 * COLUMNS, 3.2 * rows + 0.8, f"Slices with their truth ({CONVENTION})")
+    figure = new_figure(3 * COLUMNS, 3.2 * rows + 0.8, f"Slices with their truth ({_convention(found)})")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for panel, case in zip(panels, found, strict=False):
         at = largest_cut(case.truth.labels, PLANES[0].axis)
         _show(panel, case, at, alpha=0.45)
         panel.set_title(case.title, fontsize=8)
-    _finish(figure, panels, found)
+    for panel in panels:
+        panel.set_axis_off()
+    figure.legend(handles=legend_of(found[0]), loc="outside lower center", ncols=6)
     save(figure, path)
 
 
 def draw_tumours(found: Sequence[Case], path: Path) -> None:
     """The same slices cut to the tumour and a margin, each with a bar of 10 mm."""
     rows = -(-len(found) // COLUMNS)
-    figure = new_figure(3 * COLUMNS, 3.2 * rows + 0.8, f"Tumours, cut out ({CONVENTION})")
+    figure = new_figure(3 * COLUMNS, 3.2 * rows + 0.8, f"Tumours, cut out ({_convention(found)})")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for panel, case in zip(panels, found, strict=False):
         at = largest_cut(case.truth.labels, PLANES[0].axis)
@@ -73,7 +75,8 @@ def draw_tumours(found: Sequence[Case], path: Path) -> None:
         width, height = _around(panel, case, at)
         panel.plot([width[0] + 3, width[0] + 13], [height[0] - 3] * 2, color="white", linewidth=3)
         panel.set_title(f"{case.title} (bar: 10 mm)", fontsize=8)
-    _finish(figure, panels, found)
+    for panel in panels:
+        panel.set_axis_off()
     save(figure, path)
 
 
@@ -89,6 +92,11 @@ def overlay(labels: np.ndarray, case: Case) -> np.ndarray:
 def legend_of(case: Case) -> list[Patch]:
     """A patch of colour for every region."""
     return [Patch(color=colour(n), label=region) for n, region in enumerate(case.labels.regions)]
+
+
+def _convention(found: Sequence[Case]) -> str:
+    """Which side is which, as far as the data say it: figshare's slices do not."""
+    return "sides not known" if found[0].kind else CONVENTION
 
 
 def _show(panel: Axes, case: Case, at: int, alpha: float) -> None:
@@ -115,9 +123,3 @@ def _around(panel: Axes, case: Case, at: int) -> tuple[tuple[float, float], tupl
     panel.set_xlim(x - side, x + side)
     panel.set_ylim(y + side, y - side)
     return (x - side, x + side), (y + side, y - side)
-
-
-def _finish(figure: object, panels: np.ndarray, found: Sequence[Case]) -> None:
-    for panel in panels:
-        panel.set_axis_off()
-    figure.legend(handles=legend_of(found[0]), loc="outside lower center", ncols=6)  # type: ignore[attr-defined]
