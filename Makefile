@@ -2,10 +2,12 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-RUN ?= mine
+# Which network: s2d where none is named, else unet3d, isensee2017, nnunet, unet2d.
+PRESET ?=
+RUN ?= $(or $(PRESET),mine)
 DATA ?= data/synthetic
-# Own scans are trained by the recipe for gliomas, the synthetic ones by the demo's.
-CONFIG ?= $(if $(filter data/synthetic,$(DATA)),demo,glioma)
+# Own scans are trained by a full-size recipe, the synthetic ones by the demo's.
+CONFIG ?= $(if $(filter data/synthetic,$(DATA)),demo$(PRESET:%=-%),$(or $(PRESET),glioma))
 SCANS ?= $(DATA)
 OUT ?= out
 
@@ -14,7 +16,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test check format lint types imports train export infer bench lock clean
+.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes lock clean
 
 help:  ## list the verbs (this page)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,10 +48,13 @@ bundles/demo:
 data/synthetic: | setup
 	$(BIN)/brainseg-train synthetic $@ --count 24 --seed 1
 
-train: runs/$(RUN)/model.keras  ## DATA=<folder of scans with truth> RUN=<name>: Keras model in runs/<name>
+train: runs/$(RUN)/model.keras  ## DATA=<folder of scans with truth> RUN=<name> PRESET=<network>: Keras model in runs/<name>
 
 runs/%/model.keras: | setup $(filter data/synthetic,$(DATA))
 	$(BIN)/brainseg-train fit $(DATA) --run runs/$* --config $(CONFIG)
+
+figures: train  ## RUN=<name>: every picture of the run, in runs/<name>/figures
+	$(BIN)/brainseg-train figures runs/$(RUN)
 
 export: runs/$(RUN)/model.keras  ## RUN=<name>: runs/<name> becomes the certified bundle bundles/<name>
 	$(BIN)/brainseg-export bundle runs/$(RUN) -o bundles/$(RUN)
@@ -79,6 +84,9 @@ imports: setup  ## who may import whom
 bench: setup bundles/demo  ## seconds per stage and file to file, the forms of a model side by side, parity; into README
 	$(BIN)/pytest benchmarks -o python_files="bench_*.py" --benchmark-only --benchmark-json=benchmarks/latest.json
 	$(BIN)/python -m benchmarks.report benchmarks/latest.json --readme README.md
+
+cubes: setup  ## CUBES=<folder of lesion crops>: train on real lesions, score once beside a discriminant
+	$(BIN)/python -m benchmarks.cubes $(CUBES) -o runs/cubes
 
 lock: | $(filter .tools/%,$(UV))  ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

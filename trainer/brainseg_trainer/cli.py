@@ -4,12 +4,14 @@ Keras and TensorFlow take seconds to import, so each verb imports what it needs,
 at once.
 """
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from brainseg_runtime.console import end_with
+from brainseg_runtime.errors import EngineUnavailable
 
 from brainseg_trainer.backend import set_backend
 
@@ -88,8 +90,15 @@ def fit(
         from brainseg_trainer.tensorboard import board_in
         from brainseg_trainer.workers import Workers
 
-        with board_in(folder.path / "tensorboard") if tensorboard else nullcontext() as board:
-            train(data, folder, Progress(), board, Workers(workers, worker, address))
+        try:
+            with board_in(folder.path / "tensorboard") if tensorboard else nullcontext() as board:
+                train(data, folder, Progress(), board, Workers(workers, worker, address))
+        except EngineUnavailable as error:
+            if workers == 1:
+                raise
+            # JAX would wait for the lost worker as Python ends, and abort.
+            typer.echo(error, err=True)
+            os._exit(error.exit_status)
     if worker:
         return
     _print_dice(folder.read_metrics()["validation"], "held-out scans")
