@@ -16,6 +16,7 @@ __all__ = [
     "level",
     "normalised",
     "plain",
+    "pointwise",
     "relu",
     "upsampled",
 ]
@@ -137,6 +138,16 @@ def plain(
     return decoded, bottleneck
 
 
+def pointwise(x: keras.KerasTensor) -> Callable[[int, str], keras.KerasTensor]:
+    """A head of one convolution of a single voxel: makes logits of so many channels, under a name."""
+
+    def head(filters: int, name: str) -> keras.KerasTensor:
+        # float32 whatever the policy: an overflow here would be an answer.
+        return layers.Conv3D(filters, 1, dtype="float32", name=name)(x)
+
+    return head
+
+
 def finished(
     image: keras.KerasTensor,
     head: Callable[[int, str], keras.KerasTensor],
@@ -149,15 +160,12 @@ def finished(
 ) -> keras.Model:
     """The network with its heads: see ``build_network`` for its outputs.
 
-    ``head`` makes the logits, with so many channels and under a name.
+    ``head`` makes the logits, with so many channels and under a name;
     ``coarsest`` is how many voxels the bottleneck's grid has one for, per axis.
     """
     logits = head(outputs, "regions" if types else "logits")
     answers = [_with_types(logits, bottleneck, types, coarsest)]
-    answers += [
-        layers.Conv3D(outputs, 1, dtype="float32", name=f"auxiliary{n}")(decoded[n])
-        for n in range(1, network.auxiliary + 1)
-    ]
+    answers += [pointwise(decoded[n])(outputs, f"auxiliary{n}") for n in range(1, network.auxiliary + 1)]
     return keras.Model(image, answers, name=network.preset)
 
 

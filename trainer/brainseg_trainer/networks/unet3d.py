@@ -8,7 +8,7 @@ import keras
 from keras import layers
 
 from brainseg_trainer.config import Network
-from brainseg_trainer.networks.blocks import finished, level, relu, upsampled
+from brainseg_trainer.networks.blocks import finished, level, pointwise, relu, upsampled
 
 __all__ = ["build", "divisor"]
 
@@ -37,9 +37,6 @@ def build(network: Network, channels: int, outputs: int, types: int) -> keras.Mo
         filters = network.width * 2 ** (n + 1)
         x = level(x, (filters, filters), f"up{n}", network, activation=relu)
         decoded.insert(0, x)
-
-    def head(filters: int, name: str) -> keras.KerasTensor:
-        # float32 whatever the policy: an overflow here would be an answer.
-        return layers.Conv3D(filters, 1, dtype="float32", name=name)(decoded[0])
-
-    return finished(image, head, decoded, bottleneck, network, outputs, types, divisor(network))
+    return finished(
+        image, pointwise(decoded[0]), decoded, bottleneck, network, outputs, types, divisor(network)
+    )
