@@ -86,7 +86,7 @@ bench: setup bundles/demo  ## seconds per stage and file to file, the forms of a
 	$(BIN)/python -m benchmarks.report benchmarks/latest.json --readme README.md
 
 cubes: setup  ## CUBES=<folder of lesion crops>: train on real lesions, score once beside a discriminant
-	$(BIN)/python -m benchmarks.cubes $(CUBES) -o runs/cubes
+	$(BIN)/python -m benchmarks.cubes $(CUBES) -o runs/cubes --write docs/lesion-cubes.md
 
 lock: | $(filter .tools/%,$(UV))  ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
