@@ -239,8 +239,11 @@ def figures(run: RunPath) -> None:
     Exit status: 0 done, 2 not a finished run, 7 output not writable.
     """
     set_backend()
-    from brainseg_trainer.figures.render import render_run
     from brainseg_trainer.run import RunFolder
+
+    # Before Keras is imported, which takes seconds.
+    RunFolder(run).read_spec()
+    from brainseg_trainer.figures.render import render_run
 
     for path in render_run(RunFolder(run), lambda text: typer.echo(text, err=True)):
         typer.echo(path)
