@@ -12,7 +12,9 @@ from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.nifti import read_labels, write_labels
 from brainseg_runtime.preprocess import prepare
 from brainseg_runtime.scans import Scan, read
+from brainseg_trainer.config import Loss
 from brainseg_trainer.dataset import draw_batch, find_training_scans, patient_of, prepare_examples, split
+from brainseg_trainer.distances import signed_distances
 from brainseg_trainer.task import glioma_spec, label_table, masks
 
 from .conftest import quiet
@@ -166,3 +168,43 @@ def test_masks_are_unions_of_labels(spec):
     """Each region's mask holds exactly the voxels of its labels."""
     made = masks(np.array([0, 1, 2, 3], np.uint8), spec)
     np.testing.assert_array_equal(made, [[0, 0, 0], [1, 1, 0], [1, 0, 0], [1, 1, 1]])
+
+
+def test_the_boundary_loss_is_given_distances(examples, spec, small_config):
+    """After the masks stand the regions' distances, whose weight grows from nothing to all of them."""
+    steps = small_config.training.steps
+    config = replace(small_config, loss=Loss("boundary"))
+    for step in (0, steps):
+        _, truth = draw_batch(examples, spec, config, step)
+        plain = draw_batch(examples, spec, small_config, step)[1]
+        np.testing.assert_array_equal(truth[..., :3], plain)
+        expected = [signed_distances(tile, small_config.data.spacing) for tile in plain]
+        np.testing.assert_allclose(truth[..., 3:], np.multiply(expected, step / steps), rtol=1e-6)
+
+
+def test_a_model_that_tells_types_is_given_the_type(examples, spec, small_config):
+    """After the masks stand the types: 1 for the scan's own where there is tumour, 0 everywhere else."""
+    typed = replace(spec, types=("glioma", "meningioma"))
+    known = [replace(example, kind="meningioma") for example in examples]
+    _, truth = draw_batch(known, typed, small_config, 0)
+    np.testing.assert_array_equal(truth[..., 4], truth[..., 0])
+    assert not truth[..., 3].any()
+    assert not draw_batch(examples, typed, small_config, 0)[1][..., 3:].any()
+
+
+def test_workers_share_a_batch(examples, spec, small_config):
+    """The shares of two workers are the batch of one."""
+    whole = draw_batch(examples, spec, small_config, 3)
+    parts = [draw_batch(examples, spec, small_config, 3, share=range(n, n + 1)) for n in range(2)]
+    for n in range(2):
+        np.testing.assert_array_equal(np.concatenate([part[n] for part in parts]), whole[n])
+
+
+def test_softmax_models_are_given_a_channel_per_label(examples, spec, small_config):
+    """One-hot labels with the background first, each voxel in one channel."""
+    soft = replace(spec, activation="softmax", channels=(0, 1, 2, 3))
+    _, truth = draw_batch(examples, soft, small_config, 0)
+    assert (truth.sum(axis=-1) == 1).all()
+    regions = draw_batch(examples, spec, small_config, 0)[1]
+    np.testing.assert_array_equal(truth[..., 3], regions[..., 2])
+    np.testing.assert_array_equal(1 - truth[..., 0], regions[..., 0])
