@@ -14,7 +14,7 @@ from brainseg_runtime.geometry import Geometry, Reorientation, Shape, to_canonic
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.volume import Volume
 
-__all__ = ["Placement", "Prepared", "prepare", "prepare_labels", "restore"]
+__all__ = ["Placement", "Prepared", "interpolate", "prepare", "prepare_labels", "restore"]
 
 Array = NDArray[np.float32]
 
@@ -95,7 +95,7 @@ def prepare(volume: Volume, spec: ModelSpec) -> Prepared:
         values = np.array(channel[placement.box], dtype=np.float32, order="C")
         if spec.normalisation == "zscore":
             _zscore(values, brain)
-        data[c] = _resample(values, placement.grid)
+        data[c] = interpolate(values, placement.grid)
     return Prepared(np.moveaxis(data, 0, -1), placement)
 
 
@@ -183,7 +183,7 @@ def _zscore(values: Array, brain: NDArray[np.bool_]) -> None:
     values[~brain] = 0.0
 
 
-def _resample(values: Array, shape: Shape) -> Array:
+def interpolate(values: Array, shape: Shape) -> Array:
     """Interpolate (i, j, k) linearly to another shape over the same box, one axis after the other."""
     for axis, size in enumerate(shape):
         values = _resample_axis(values, size, axis)

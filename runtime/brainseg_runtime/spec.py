@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 from brainseg_runtime.errors import BundleInvalid
 
-__all__ = ["FORMAT", "Activation", "Label", "Modality", "ModelSpec", "Region"]
+__all__ = ["FORMAT", "Activation", "Label", "Modality", "ModelSpec", "Normalisation", "Region"]
 
 FORMAT = 1
 """The version of the spec's form; a reader refuses a newer one."""

@@ -33,7 +33,7 @@ def test_real_heads_and_brains_are_told_apart(data_root):
 @pytest.mark.data
 def test_an_anisotropic_head_is_seen_too(data_root):
     """The T1c of 6.5 mm slices with its skull, which is no NIfTI, read by SimpleITK."""
-    sitk = pytest.importorskip("SimpleITK")
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (CI installs it)")
     for path in (data_root / "pyradiomics-brain").glob("*_image.nrrd"):
         image = sitk.ReadImage(str(path))
         data = np.asfortranarray(sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.float32))

@@ -8,7 +8,7 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-pytest.importorskip("tensorflow")
+pytest.importorskip("tensorflow", reason="brainseg-trainer[cpu] is not installed (CI installs it)")
 
 # Keras turns TensorFlow's variables into arrays in a way that numpy 2 will end.
 KERAS = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"

@@ -235,7 +235,7 @@ def test_nothing_to_import_is_refused(tmp_path):
 def derived(data_root):
     folder = data_root / "figshare-1512427-derived"
     if not folder.is_dir():
-        pytest.skip("no parts of figshare 1512427")
+        pytest.skip("no figshare-1512427-derived among the real data")
     return folder
 
 

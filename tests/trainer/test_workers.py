@@ -15,7 +15,7 @@ from brainseg_trainer.config import to_toml
 from brainseg_trainer.networks import load_network
 from brainseg_trainer.workers import Workers, join
 
-pytest.importorskip("jax", reason="workers train with JAX: brainseg-trainer[jax]")
+pytest.importorskip("jax", reason="brainseg-trainer[jax] is not installed (CI installs it)")
 
 TEN_STEPS = """
 import sys

@@ -27,6 +27,15 @@ DataPath = Annotated[
 ]
 
 
+DataOrStore = Annotated[
+    Path, typer.Argument(metavar="DATA", help="A folder of scans with truth, or a store.", show_default=False)
+]
+Config = Annotated[
+    str | None,
+    typer.Option(help="A TOML file, or a recipe.", show_default="glioma; figshare for its slices"),
+]
+
+
 @app.callback()
 def _brainseg_train() -> None:
     """Train the networks that brainseg deploys. Research use only, not a medical device."""
@@ -51,15 +60,9 @@ def synthetic(
 
 @app.command()
 def fit(
-    data: Annotated[
-        Path,
-        typer.Argument(metavar="DATA", help="A folder of scans with truth, or a store.", show_default=False),
-    ],
+    data: DataOrStore,
     run: Annotated[Path, typer.Option(help="The run's folder.", show_default=False)],
-    config: Annotated[
-        str | None,
-        typer.Option(help="A TOML file, or a recipe.", show_default="glioma; figshare for its slices"),
-    ] = None,
+    config: Config = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write events for TensorBoard into RUN/tensorboard.")
@@ -134,15 +137,9 @@ def networks(
 
 @app.command()
 def crossvalidate(
-    data: Annotated[
-        Path,
-        typer.Argument(metavar="DATA", help="A folder of scans with truth, or a store.", show_default=False),
-    ],
+    data: DataOrStore,
     run: Annotated[Path, typer.Option(help="The folder of the five runs.", show_default=False)],
-    config: Annotated[
-        str | None,
-        typer.Option(help="A TOML file, or a recipe.", show_default="glioma; figshare for its slices"),
-    ] = None,
+    config: Config = None,
 ) -> None:
     """Train five runs, each holding out a fifth of the patients; what was begun goes on.
 
@@ -253,10 +250,7 @@ def figures(run: RunPath) -> None:
 def gallery(
     data: DataPath,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to draw.", show_default=False)],
-    config: Annotated[
-        str | None,
-        typer.Option(help="A TOML file, or a recipe.", show_default="glioma; figshare for its slices"),
-    ] = None,
+    config: Config = None,
 ) -> None:
     """Draw a data set: how much of each kind or volume, slices with their truth, and tumours.
 
@@ -317,13 +311,7 @@ def score(
 def store(
     data: DataPath,
     output: Annotated[Path, typer.Option("-o", "--output", help="The store, x.h5.", show_default=False)],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help="A TOML file, or a recipe: what the network's grid is like.",
-            show_default="glioma; figshare for its slices",
-        ),
-    ] = None,
+    config: Config = None,
 ) -> None:
     """Prepare a data set once, into one HDF5 file that fit takes: BraTS, MSD, nnU-Net, figshare import.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from brainseg_runtime.errors import UsageRefused
+from brainseg_runtime.spec import Activation, Normalisation
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ class Task:
 
     modalities: tuple[str, ...] = ("t1", "t1c", "t2", "flair")
     """Input channels, in order."""
-    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    activation: Activation = "sigmoid"
     """``sigmoid``: a channel per region. ``softmax``: a channel per label and one for the background."""
     types: bool = False
     """Whether the tumour's type is told too, where the data say it."""
@@ -87,7 +88,7 @@ class Data:
     """Fraction of the patients that is held out, at least one."""
     tumour: float
     """Fraction of the tiles that is centred on a voxel of tumour."""
-    normalisation: Literal["zscore", "none"] = "zscore"
+    normalisation: Normalisation = "zscore"
     """As in ``ModelSpec``."""
     augmentation: Literal["none", "light", "full"] = "light"
     """``light``: mirrors and intensities. ``full``: nnU-Net's table, a bias field and absent modalities."""
@@ -194,7 +195,7 @@ class TrainConfig:
             "data.fold is 0 to 5": 0 <= data.fold <= 5,
             "loss.kind bce and dice_bce are for sigmoid, dice_ce for softmax": (
                 task.activation == ("softmax" if loss.kind == "dice_ce" else "sigmoid")
-                or loss.kind not in ("bce", "dice_bce", "dice_ce", "focal")
+                or loss.kind not in ("bce", "dice_bce", "dice_ce")
             ),
             "loss.weights are positive, and belong to weighted_dice": all(w > 0 for w in loss.weights)
             and bool(loss.weights) == (loss.kind == "weighted_dice"),

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from brainseg_runtime.errors import ScanRefused
@@ -27,13 +26,12 @@ from numpy.typing import NDArray
 from brainseg_trainer.augment import intensity, light, space
 from brainseg_trainer.config import Data, TrainConfig
 from brainseg_trainer.distances import signed_distances
+from brainseg_trainer.example import Example
 from brainseg_trainer.label_names import truth_table
 from brainseg_trainer.task import masks, type_masks
 
 __all__ = [
     "Batch",
-    "Example",
-    "OnDisk",
     "TrainingScans",
     "draw_batch",
     "find_training_scans",
@@ -80,32 +78,6 @@ class TrainingScans:
     def labels_present(self, scan: Scan) -> int:
         """How many labels occur in a scan."""
         return len(np.unique(self.table[_read_truth(scan)[0]])) - 1
-
-
-class OnDisk(Protocol):
-    """An array of which parts are read as they are asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its axes."""
-
-    def __getitem__(self, part: tuple[slice, ...] | int, /) -> NDArray[Any]:
-        """A part of it, in memory."""
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """A scan as training keeps it: on the network's grid, on disk."""
-
-    scan: str
-    data: OnDisk
-    """(i, j, k, C) float32."""
-    labels: OnDisk
-    """(i, j, k) uint8."""
-    tumour: OnDisk
-    """(n, 3) integers: voxels of tumour to centre tiles on, as many of each label as of any other."""
-    kind: str = ""
-    """Type of tumour, where the data say it."""
 
 
 def find_training_scans(folder: Path, spec: ModelSpec) -> TrainingScans:

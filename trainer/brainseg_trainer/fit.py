@@ -17,8 +17,9 @@ from brainseg_runtime.scans import Scan
 from brainseg_runtime.spec import ModelSpec
 
 from brainseg_trainer.config import TrainConfig
-from brainseg_trainer.dataset import Batch, Example, draw_batch, prepare_examples
+from brainseg_trainer.dataset import Batch, draw_batch, prepare_examples
 from brainseg_trainer.evaluate import Score, evaluate, mean_dice, metrics
+from brainseg_trainer.example import Example
 from brainseg_trainer.figures import draw_curves
 from brainseg_trainer.learner import Learner, precision_of
 from brainseg_trainer.losses import loss_of

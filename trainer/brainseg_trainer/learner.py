@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,24 @@ from brainseg_runtime.files import write_atomically
 from numpy.typing import NDArray
 
 from brainseg_trainer.config import Precision, Training
+from brainseg_trainer.losses import LossFunction
 from brainseg_trainer.networks import deployed
 from brainseg_trainer.workers import alone
 
 __all__ = ["Learner", "precision_of"]
 
 Array = NDArray[np.float32]
-Loss = Callable[[keras.KerasTensor, keras.KerasTensor], keras.KerasTensor]
-"""Truth and logits -> a scalar."""
 
 
 class Learner:
     """Takes steps; its state, saved and restored, makes the next step the same to the last bit."""
 
     def __init__(
-        self, network: keras.Model, training: Training, loss: Loss, coarse_loss: Loss | None = None
+        self,
+        network: keras.Model,
+        training: Training,
+        loss: LossFunction,
+        coarse_loss: LossFunction | None = None,
     ) -> None:
         """``network`` has the logits as its first output, auxiliary ones on coarser grids after it.
 

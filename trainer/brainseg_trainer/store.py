@@ -28,7 +28,8 @@ from brainseg_runtime.scans import Scan
 from brainseg_runtime.spec import ModelSpec
 from numpy.typing import NDArray
 
-from brainseg_trainer.dataset import Example, TrainingScans, patient_of, tumour_voxels
+from brainseg_trainer.dataset import TrainingScans, patient_of, tumour_voxels
+from brainseg_trainer.example import Example
 
 __all__ = ["FORMAT", "Origin", "Store", "StoredArray", "StoredScan", "folder_of", "folds_of", "write_store"]
 

@@ -283,7 +283,9 @@ def orthanc(tmp_path) -> Iterator[Orthanc]:
 
 def test_orthanc_gives_back_what_it_was_sent(orthanc, written, tmp_path):
     """C-STORE of study, SEG and report by DCMTK, back by DICOMweb: equal pixels, equal mask, equal report."""
-    web = pytest.importorskip("dicomweb_client.api", reason="dicomweb-client is not installed")
+    web = pytest.importorskip(
+        "dicomweb_client.api", reason="dicomweb-client is not installed (CI installs it)"
+    )
     source, files, labels = written
     sent = [path for path in files if not path.stem.endswith("labelmap")]  # Orthanc 1.10 predates LABELMAP
     storescu = [tool("storescu"), "-R", "-aec", "ORTHANC", "127.0.0.1", str(orthanc.dicom)]
@@ -316,7 +318,9 @@ def test_orthanc_gives_back_what_it_was_sent(orthanc, written, tmp_path):
 
 def test_a_labelmap_passes_through_dicomweb(orthanc, written):
     """STOW-RS takes a LABELMAP, WADO-RS gives it back with the same pixels and the same mask."""
-    web = pytest.importorskip("dicomweb_client.api", reason="dicomweb-client is not installed")
+    web = pytest.importorskip(
+        "dicomweb_client.api", reason="dicomweb-client is not installed (CI installs it)"
+    )
     source, files, labels = written
     (path,) = (path for path in files if path.stem.endswith("labelmap"))
     mine = pydicom.dcmread(path)

@@ -7,6 +7,7 @@ it is when the model is used.
 from dataclasses import dataclass
 
 import numpy as np
+from brainseg_runtime.preprocess import interpolate
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -119,16 +120,13 @@ def _contrasted(values: Image, brain: NDArray[np.bool_], factor: float) -> Image
 
 def _coarsened(values: Image, share: float) -> Image:
     """Sampled on a coarser grid by nearest neighbours, and brought back linearly."""
-    for axis, n in enumerate(values.shape):
+    i, j, k = values.shape
+    coarse = values
+    for axis, n in enumerate((i, j, k)):
         few = max(1, round(n * share))
-        kept = np.take(values, np.floor((np.arange(few) + 0.5) * n / few).astype(np.intp), axis=axis)
-        position = np.clip((np.arange(n) + 0.5) * few / n - 0.5, 0, few - 1)
-        below = position.astype(np.intp)
-        above = np.minimum(below + 1, few - 1)
-        weight = (position - below).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
-        lower = np.take(kept, below, axis=axis)
-        values = lower + weight * (np.take(kept, above, axis=axis) - lower)
-    return values
+        nearest = np.floor((np.arange(few) + 0.5) * n / few).astype(np.intp)
+        coarse = np.take(coarse, nearest, axis=axis)
+    return interpolate(coarse, (i, j, k))
 
 
 def _bent(values: Image, brain: NDArray[np.bool_], gamma: float, negative: bool) -> Image:

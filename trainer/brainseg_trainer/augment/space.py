@@ -6,15 +6,16 @@ them, all of it happens within slices, as in nnU-Net.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from brainseg_trainer.example import Example
 from brainseg_trainer.fields import smooth_noise
 
-__all__ = ["Pose", "Source", "cut", "draw", "sample"]
+__all__ = ["Pose", "cut", "draw", "sample"]
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -37,29 +38,6 @@ class Pose:
     seed: int = 0
     """Of the displacements."""
     mirrored: tuple[bool, bool, bool] = (False, False, False)
-
-
-class Sliced(Protocol):
-    """An array of which parts are read as they are asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its axes."""
-
-    def __getitem__(self, part: tuple[slice, ...], /) -> NDArray[Any]:
-        """A part of it, in memory."""
-
-
-class Source(Protocol):
-    """A scan on the network's grid and its labels."""
-
-    @property
-    def data(self) -> Sliced:
-        """(i, j, k, C)."""
-
-    @property
-    def labels(self) -> Sliced:
-        """(i, j, k)."""
 
 
 def draw(rng: np.random.Generator, spacing: Triple) -> Pose:
@@ -90,41 +68,41 @@ def draw(rng: np.random.Generator, spacing: Triple) -> Pose:
     )
 
 
-def sample(source: Source, start: Shape, tile: Shape, spacing: Triple, pose: Pose) -> tuple[Image, Labels]:
-    """A tile (i, j, k, C) and its labels (i, j, k), which upright begins at voxel ``start`` of the source.
+def sample(example: Example, start: Shape, tile: Shape, spacing: Triple, pose: Pose) -> tuple[Image, Labels]:
+    """A tile (i, j, k, C) and its labels (i, j, k), which upright begins at voxel ``start`` of the example.
 
     Intensities are interpolated linearly, labels are the nearest. Beyond the scan is background 0.
     """
     if pose.angles == (0.0, 0.0, 0.0) and pose.scale == (1.0, 1.0, 1.0) and not pose.bend:
-        image, labels = cut(source, start, tile)
+        image, labels = cut(example, start, tile)
         steps = tuple(slice(None, None, -1 if mirrored else 1) for mirrored in pose.mirrored)
         return image[steps], labels[steps]
     axes = tuple(1 + axis for axis, mirrored in enumerate(pose.mirrored) if mirrored)
     places = np.flip(_places(start, tile, spacing, pose), axis=axes)
     first = np.floor(places.min(axis=(1, 2, 3))).astype(int)
     last = np.ceil(places.max(axis=(1, 2, 3))).astype(int)
-    size = source.labels.shape
+    size = example.labels.shape
     box = tuple(slice(max(int(a), 0), min(int(b) + 1, n)) for a, b, n in zip(first, last, size, strict=True))
-    channels = source.data.shape[3]
+    channels = example.data.shape[3]
     image, labels = np.zeros((*tile, channels), np.float32), np.zeros(tile, np.uint8)
     if all(part.start < part.stop for part in box):
         places -= np.array([part.start for part in box], np.float32).reshape(3, 1, 1, 1)
-        data = source.data[box]
+        data = example.data[box]
         for c in range(channels):
             # Scattered voxels of one channel after the other would be read from all over memory.
             channel = np.ascontiguousarray(data[..., c])
             image[..., c] = _taken(channel, places, 1)
-        labels = _taken(np.ascontiguousarray(source.labels[box]), places, 0)
+        labels = _taken(np.ascontiguousarray(example.labels[box]), places, 0)
     return image, labels
 
 
-def cut(source: Source, start: Shape, tile: Shape) -> tuple[Image, Labels]:
+def cut(example: Example, start: Shape, tile: Shape) -> tuple[Image, Labels]:
     """A tile (i, j, k, C) and its labels (i, j, k) as they lie, from ``start`` on; 0 beyond the scan."""
     part = tuple(slice(a, a + n) for a, n in zip(start, tile, strict=True))
-    image, labels = np.zeros((*tile, source.data.shape[3]), np.float32), np.zeros(tile, np.uint8)
-    inside = source.labels[part]
+    image, labels = np.zeros((*tile, example.data.shape[3]), np.float32), np.zeros(tile, np.uint8)
+    inside = example.labels[part]
     i, j, k = inside.shape
-    image[:i, :j, :k] = source.data[part]
+    image[:i, :j, :k] = example.data[part]
     labels[:i, :j, :k] = inside
     return image, labels
 
@@ -142,7 +120,7 @@ def _places(start: Shape, tile: Shape, spacing: Triple, pose: Pose) -> Image:
     voxel = np.array(spacing)
     middle = np.array(tile) / 2 - 0.5
     offsets = [(np.arange(n) - m) * mm for n, m, mm in zip(tile, middle, spacing, strict=True)]
-    # What is to look larger is taken from less of the source.
+    # What is to look larger is taken from less of the example.
     matrix = _rotation(pose.angles) / np.array(pose.scale)
     to_voxels = (matrix / voxel[:, None]).astype(np.float32)
     i, j, k = (offset.astype(np.float32) for offset in offsets)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from brainseg_runtime.preview import shown_modalities
 from brainseg_runtime.scans import Scan
 from brainseg_runtime.segmenter import Segmenter
 from brainseg_runtime.spec import ModelSpec
@@ -12,7 +13,7 @@ from brainseg_runtime.volume import Segmentation, Volume
 
 from brainseg_trainer.dataset import TrainingScans
 
-__all__ = ["Case", "cases", "shown_modality"]
+__all__ = ["Case", "cases", "largest_cut"]
 
 SHIFT = 16
 """Truth and answer share a byte while they are cut out; no task of ours has as many labels."""
@@ -28,6 +29,8 @@ class Case:
     truth: Scene
     labels: Segmentation
     """The truth on the scan's own grid."""
+    modality: str
+    """The one that is shown."""
     answer: Scene | None = None
     """The same scene with a network's labels."""
     answered: Segmentation | None = None
@@ -54,23 +57,19 @@ def cases(
         yield _case(volume, truth, answer, spec, kinds.get(scan.id, ""))
 
 
-def shown_modality(case: Case) -> str:
-    """T1 after contrast where there is one, else the first."""
-    return "t1c" if "t1c" in case.truth.images else next(iter(case.truth.images))
-
-
 def _case(
     volume: Volume, truth: Segmentation, answer: Segmentation | None, spec: ModelSpec, kind: str
 ) -> Case:
     both = truth.labels if answer is None else truth.labels + SHIFT * answer.labels
+    modality = shown_modalities(spec)[0]
     cut = scene(volume, replace(truth, labels=both), spec)
     seen = replace(cut, labels=cut.labels % SHIFT)
     if answer is None:
-        return Case(truth.scan, kind, seen, truth)
-    return Case(truth.scan, kind, seen, truth, replace(cut, labels=cut.labels // SHIFT), answer)
+        return Case(truth.scan, kind, seen, truth, modality)
+    return Case(truth.scan, kind, seen, truth, modality, replace(cut, labels=cut.labels // SHIFT), answer)
 
 
 def largest_cut(labels: np.ndarray, axis: int) -> int:
-    """The slice across an axis with the most tumour; the middle one without any."""
+    """The slice of labels (L, P, I) across an axis with the most tumour; the middle one without any."""
     areas = (labels > 0).sum(axis=tuple(a for a in range(3) if a != axis))
     return int(areas.argmax()) if areas.any() else labels.shape[axis] // 2

@@ -12,7 +12,7 @@ from brainseg_runtime.views import PLANES
 from matplotlib.figure import Figure
 
 from brainseg_trainer.figures.canvas import CONVENTION, new_figure, save
-from brainseg_trainer.figures.cases import Case, largest_cut, shown_modality
+from brainseg_trainer.figures.cases import Case, largest_cut
 from brainseg_trainer.figures.gallery import legend_of, overlay
 
 __all__ = ["draw_comparison", "draw_turning"]
@@ -36,14 +36,13 @@ def _row(row: Figure, case: Case) -> None:
     panels = row.subplots(1, 9)
     for n, plane in enumerate(PLANES):
         at = largest_cut(case.truth.labels, plane.axis)
-        grey = plane.cut(case.truth.images[shown_modality(case)], at)
+        grey = plane.cut(case.truth.images[case.modality], at)
         width, height = plane.size(case.truth.extent)
         shown = (("image", None), ("truth", case.truth.labels), ("prediction", case.answer.labels))
         for panel, (name, labels) in zip(panels[3 * n : 3 * n + 3], shown, strict=True):
             panel.imshow(grey, cmap="gray", extent=(0, width, height, 0))
             if labels is not None:
-                painted = overlay(plane.cut(labels, at), case)
-                painted[..., 3] *= 0.55
+                painted = overlay(plane.cut(labels, at), case, alpha=0.55)
                 panel.imshow(painted, extent=(0, width, height, 0), interpolation="nearest")
             panel.set_title(f"{plane.name}, {name}", fontsize=7)
             panel.set_axis_off()

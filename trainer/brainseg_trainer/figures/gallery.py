@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from brainseg_runtime.views import PLANES
+from brainseg_runtime.views import PLANES, label_colours
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from brainseg_trainer.figures.canvas import CONVENTION, colour, new_figure, save
-from brainseg_trainer.figures.cases import Case, largest_cut, shown_modality
+from brainseg_trainer.figures.cases import Case, largest_cut
 
 __all__ = ["draw_classes", "draw_slices", "draw_tumours", "draw_volumes"]
 
+AXIAL = PLANES[0]
 COLUMNS = 4
 MARGIN = 0.15
 """Around a tumour, relative to its size."""
@@ -51,41 +53,30 @@ def draw_volumes(volumes: Mapping[str, Sequence[float]], path: Path) -> None:
 
 def draw_slices(found: Sequence[Case], path: Path) -> None:
     """The axial slice with most tumour of several scans, regions in colour over grey."""
-    rows = -(-len(found) // COLUMNS)
-    figure = new_figure(3 * COLUMNS, 3.2 * rows + 0.8, f"Slices with their truth ({_convention(found)})")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for panel, case in zip(panels, found, strict=False):
-        at = largest_cut(case.truth.labels, PLANES[0].axis)
-        _show(panel, case, at, alpha=0.45)
+    figure, panels = _grid(found, "Slices with their truth")
+    for panel, case in panels:
+        _show(panel, case, alpha=0.45)
         panel.set_title(case.title, fontsize=8)
-    for panel in panels:
-        panel.set_axis_off()
     figure.legend(handles=legend_of(found[0]), loc="outside lower center", ncols=6)
     save(figure, path)
 
 
 def draw_tumours(found: Sequence[Case], path: Path) -> None:
     """The same slices cut to the tumour and a margin, each with a bar of 10 mm."""
-    rows = -(-len(found) // COLUMNS)
-    figure = new_figure(3 * COLUMNS, 3.2 * rows + 0.8, f"Tumours, cut out ({_convention(found)})")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for panel, case in zip(panels, found, strict=False):
-        at = largest_cut(case.truth.labels, PLANES[0].axis)
-        _show(panel, case, at, alpha=0.0)
-        width, height = _around(panel, case, at)
-        panel.plot([width[0] + 3, width[0] + 13], [height[0] - 3] * 2, color="white", linewidth=3)
+    figure, panels = _grid(found, "Tumours, cut out")
+    for panel, case in panels:
+        _show(panel, case, alpha=0.0)
+        left, bottom = _around(panel, case)
+        panel.plot([left + 3, left + 13], [bottom - 3] * 2, color="white", linewidth=3)
         panel.set_title(f"{case.title} (bar: 10 mm)", fontsize=8)
-    for panel in panels:
-        panel.set_axis_off()
     save(figure, path)
 
 
-def overlay(labels: np.ndarray, case: Case) -> np.ndarray:
-    """(rows, columns) labels -> (rows, columns, 4): the colour of the innermost region, clear elsewhere."""
+def overlay(labels: np.ndarray, case: Case, alpha: float) -> np.ndarray:
+    """(rows, columns) labels -> (rows, columns, 4): the runtime's colours, as opaque as ``alpha`` says."""
     picture = np.zeros((*labels.shape, 4))
-    for n, values in enumerate(case.labels.regions.values()):
-        inside = np.isin(labels, values)
-        picture[inside] = (*colour(n), 1.0)
+    for value, (red, green, blue) in label_colours(case.labels).items():
+        picture[labels == value] = (red / 255, green / 255, blue / 255, alpha)
     return picture
 
 
@@ -94,32 +85,34 @@ def legend_of(case: Case) -> list[Patch]:
     return [Patch(color=colour(n), label=region) for n, region in enumerate(case.labels.regions)]
 
 
-def _convention(found: Sequence[Case]) -> str:
-    """Which side is which, as far as the data say it: figshare's slices do not."""
-    return "sides not known" if found[0].kind else CONVENTION
+def _grid(found: Sequence[Case], title: str) -> tuple[Figure, list[tuple[Axes, Case]]]:
+    """A figure with a panel for each scan; figshare's slices do not say which side is which."""
+    rows = -(-len(found) // COLUMNS)
+    convention = "sides not known" if found[0].kind else CONVENTION
+    figure = new_figure(3 * COLUMNS, 3.2 * rows + 0.8, f"{title} ({convention})")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    return figure, list(zip(panels, found, strict=False))
 
 
-def _show(panel: Axes, case: Case, at: int, alpha: float) -> None:
-    """The axial slice ``at``, its truth over it as opaque as ``alpha`` says."""
-    plane = PLANES[0]
-    width, height = plane.size(case.truth.extent)
-    grey = plane.cut(case.truth.images[shown_modality(case)], at)
-    panel.imshow(grey, cmap="gray", extent=(0, width, height, 0))
-    if alpha:
-        painted = overlay(plane.cut(case.truth.labels, at), case)
-        painted[..., 3] *= alpha
-        panel.imshow(painted, extent=(0, width, height, 0), interpolation="nearest")
+def _show(panel: Axes, case: Case, alpha: float) -> None:
+    """The axial slice with most tumour in mm, its truth over it as opaque as ``alpha`` says."""
+    at = largest_cut(case.truth.labels, AXIAL.axis)
+    width, height = AXIAL.size(case.truth.extent)
+    panel.imshow(AXIAL.cut(case.truth.images[case.modality], at), cmap="gray", extent=(0, width, height, 0))
+    painted = overlay(AXIAL.cut(case.truth.labels, at), case, alpha)
+    panel.imshow(painted, extent=(0, width, height, 0), interpolation="nearest")
 
 
-def _around(panel: Axes, case: Case, at: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Zoom in on the tumour; the limits in mm, across and down."""
-    inside = PLANES[0].cut(case.truth.labels, at) > 0
-    rows, columns = np.nonzero(inside)
-    across, down = case.truth.spacing[0], case.truth.spacing[1]
-    if not len(rows):
-        return panel.get_xlim(), panel.get_ylim()
-    side = max(np.ptp(columns) * across, np.ptp(rows) * down, 12.0) * (0.5 + MARGIN)
-    x, y = (columns.min() + columns.max()) / 2 * across, (rows.min() + rows.max()) / 2 * down
-    panel.set_xlim(x - side, x + side)
-    panel.set_ylim(y + side, y - side)
-    return (x - side, x + side), (y + side, y - side)
+def _around(panel: Axes, case: Case) -> tuple[float, float]:
+    """Zoom in on the tumour, if there is one; the left and the lower end of what is seen, in mm."""
+    labels = AXIAL.cut(case.truth.labels, largest_cut(case.truth.labels, AXIAL.axis))
+    rows, columns = np.nonzero(labels)
+    across, down, _ = case.truth.spacing
+    if len(rows):
+        side = max(np.ptp(columns) * across, np.ptp(rows) * down, 12.0) * (0.5 + MARGIN)
+        x, y = (columns.min() + columns.max()) / 2 * across, (rows.min() + rows.max()) / 2 * down
+        panel.set_xlim(x - side, x + side)
+        panel.set_ylim(y + side, y - side)
+    return panel.get_xlim()[0], panel.get_ylim()[0]

@@ -37,6 +37,7 @@ class Cost:
 def cost_of(config: TrainConfig) -> Cost:
     """The cost of a configuration's network on its tiles, from the network's own graph."""
     task, training = config.task, config.training
+    # As many as BraTS' task has; another task's head hardly counts.
     outputs = 4 if task.activation == "softmax" else 3
     network = build_network(config.network, len(task.modalities), outputs)
     shapes = _shapes(network, config.data.tile)
