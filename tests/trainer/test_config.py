@@ -56,6 +56,24 @@ def test_a_file_says_only_what_differs(tmp_path):
     assert load(str(path)) == expected
 
 
+def test_a_recipe_may_rest_on_another(tmp_path):
+    """What a file leaves out comes from its base, and what that leaves out from the base's own."""
+    path = tmp_path / "mine.toml"
+    path.write_text("base = 'demo-nnunet'\nname = 'mine'\n[network]\nwidth = 4\n")
+    found = load(str(path))
+    assert (found.name, found.network.width, found.network.norm) == ("mine", 4, "instance")
+    assert found.data == load("demo").data
+    assert found.training.weight_decay == load("glioma").training.weight_decay
+
+
+@pytest.mark.parametrize("kind", ["focal", "dice", "tversky"])
+def test_losses_that_suit_both_activations_are_taken(tmp_path, kind):
+    """Only cross-entropies are bound to an activation by their name."""
+    path = tmp_path / "soft.toml"
+    path.write_text(f"[task]\nactivation = 'softmax'\n[loss]\nkind = '{kind}'\n")
+    assert load(str(path)).loss.kind == kind
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -66,6 +84,16 @@ def test_a_file_says_only_what_differs(tmp_path):
         ("[data]\ntile = [64, 64]", "data.tile"),
         ("[data]\nvalidation = 1.0", "data.validation"),
         ("[training]\nsteps = 10", "training.warmup"),
+        ("[network]\nauxiliary = 4", "network.auxiliary"),
+        ("[network]\nslices = 3", "network.slices"),
+        ("[network]\npreset = 'isensee2017'\nauxiliary = 1", "isensee2017"),
+        ("[task]\nmodalities = []", "task.modalities"),
+        ("[task]\nactivation = 'softmax'", "dice_ce"),
+        ("[loss]\nkind = 'weighted_dice'", "loss.weights"),
+        ("[loss]\nkind = 'dice_ce'", "dice_ce"),
+        ("[data]\nfold = 6", "data.fold"),
+        ("[training]\nema = 1.0", "training.ema"),
+        ("base = 'other'", "base"),
         ("network = 3", "network"),
         ("steps = ", "TOML"),
     ],
