@@ -290,8 +290,17 @@ def _volumes(segmentation: Segmentation, contents: Contents) -> str:
     return (
         "<section><table><caption>Volumes in ml</caption>"
         f'<thead><tr><th scope="col">region</th><th scope="col" class="number">ml</th>{more}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>{note}</section>"
+        f"<tbody>{''.join(rows)}</tbody></table>{note}{_type(contents)}</section>"
     )
+
+
+def _type(contents: Contents) -> str:
+    """The type of the tumour, where the model tells it and found one."""
+    told = contents.get("type")
+    if not told:
+        return ""
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in told["probabilities"].items())
+    return f"<p>Type, as the model estimates it: {escape(told['name'])}. Probabilities: {escape(shares)}.</p>"
 
 
 def _facts(contents: Contents) -> str:
@@ -306,7 +315,7 @@ def _facts(contents: Contents) -> str:
     return f'<section><table class="facts"><caption>What ran</caption><tbody>{body}</tbody></table></section>'
 
 
-FACTS = ("type", "model", "engine", "engine_choice", "options", "reference", "seconds", "peak_memory_mb")
+FACTS = ("model", "engine", "engine_choice", "options", "reference", "seconds", "peak_memory_mb")
 """What a page tells of the JSON, in this order."""
 
 

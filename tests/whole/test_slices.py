@@ -82,6 +82,8 @@ def test_stacks_and_single_slices_become_masks_and_types(made, engine, tmp_path)
         assert bool(np.asarray(mask.dataobj).any()) == (record["type"] is not None)
         if record["type"]:
             assert set(record["type"]["probabilities"]) == {"meningioma", "glioma", "pituitary"}
+            page = (tmp_path / f"{scan.id}_report.html").read_text()
+            assert f"Type, as the model estimates it: {record['type']['name']}." in page
         for suffix in ("seg.png", "seg.gif", "report.html", "prob.nii.gz"):
             assert (tmp_path / f"{scan.id}_{suffix}").stat().st_size > 500
     assert (tmp_path / "volumes.csv").read_text().splitlines()[0] == "scan,TUMOUR_ml,type"
