@@ -36,7 +36,7 @@ class DataSet:
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Scan -> type of tumour; empty where the data do not say it."""
+        """Scan -> type of tumour, an empty text where the data do not say it."""
         return {scan: origin.kind for scan, origin in self.origins.items()}
 
     def divided(self, config: TrainConfig) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
