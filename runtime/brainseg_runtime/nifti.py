@@ -330,6 +330,12 @@ def _check_placement(header: Nifti1Header, shape: tuple[int, int, int], name: st
 def _qform(header: Nifti1Header, name: str) -> Affine:
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1  # what the standard says of an absent handedness
+    parts = [f"quatern_{part}" for part in "bcd"]
+    length = math.hypot(*(float(header[part]) for part in parts))
+    # A half turn's quaternion is often longer than 1 by rounding; of NIfTI-2 nibabel takes that for an error.
+    if 1 < length < 1 + 1e-9:
+        for part in parts:
+            header[part] = header[part] / length
     try:
         affine: Affine = header.get_qform()
     except (HeaderDataError, ValueError) as error:

@@ -150,7 +150,8 @@ def steps_done(run):
         return json.loads(arrays["state"].tobytes())["step"]
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(finished, scans_folder, rich_config, tmp_path):
+@pytest.mark.parametrize("step", [2, 5], ids=["before a score", "after a score"])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(finished, scans_folder, rich_config, tmp_path, step):
     """Killed in the middle and resumed, training ends with the same weights, bit for bit, and history."""
     run = RunFolder(tmp_path / "runs" / "killed")
     config = tmp_path / "small.toml"
@@ -162,7 +163,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(finished, scans_folder, ric
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not (run.checkpoint.exists() and steps_done(run) >= 3):
+    while not (run.checkpoint.exists() and steps_done(run) >= step):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -177,7 +178,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(finished, scans_folder, ric
 
     fit(scans_folder, run, quiet)
     resumed, undisturbed = load_network(run.model), load_network(finished.model)
-    for a, b in zip(resumed.variables, undisturbed.variables, strict=True):
+    for a, b in zip(resumed.weights, undisturbed.weights, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
     for one, two in zip(run.read_history(), finished.read_history(), strict=True):
         assert one | {"seconds": 0} == two | {"seconds": 0}
