@@ -210,7 +210,7 @@ def _parts(modal: Mapping[Path, Reading], folder: Path, names: Names) -> list[_P
             behind[reading.behind.casefold()].append(path)
     # t1_P1, t2_P1, t1_P2 ...: the scan stands behind, if that makes any scan complete.
     turned = len(behind) > 1 and any(
-        names.modalities <= {modal[path].role for path in paths} for paths in behind.values()
+        names.required <= {modal[path].role for path in paths} for paths in behind.values()
     )
     parts = [
         _Part(modal[paths[0]].before, tuple(paths)) for scan, paths in before.items() if scan or not turned
@@ -228,7 +228,7 @@ def _patient_of(modal: Mapping[Path, Reading], folder: Path, names: Names) -> st
     above it, which is a patient's (it has a digit), and nothing in them looks like a second patient.
     """
     roles = [reading.role for reading in modal.values()]
-    if len(set(roles)) < len(roles) or not names.modalities <= set(roles):
+    if len(set(roles)) < len(roles) or not names.required <= set(roles):
         return ""
     if len({reading.before.casefold() for reading in modal.values()}) == 1:
         return ""

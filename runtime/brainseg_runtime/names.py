@@ -72,7 +72,7 @@ class Names:
             if role not in own
         }
         self.table: dict[str, tuple[str, ...]] = {**own, **rest}
-        self.modalities = frozenset(own)
+        self.required = frozenset(modality.name for modality in spec.modalities if not modality.optional)
         self._patterns = [
             (_pattern(alias), len(words(alias)), role, alias)
             for role, aliases in self.table.items()

@@ -50,8 +50,8 @@ def draw_preview(head: Scene, segmentation: Segmentation, rows: Sequence[str]) -
 
 
 def shown_modalities(spec: ModelSpec) -> tuple[str, ...]:
-    """The modalities that a tumour is looked for on: T1c and FLAIR, else the reference."""
-    names = {modality.name for modality in spec.modalities}
+    """The modalities that a tumour is looked for on: T1c and FLAIR if required, else the reference."""
+    names = {modality.name for modality in spec.modalities if not modality.optional}
     return tuple(name for name in ("t1c", "flair") if name in names) or (spec.reference,)
 
 

@@ -18,6 +18,7 @@ FLAGS: Mapping[str, str] = {
     "Q_EDGE": "the mask reaches the edge of the brain's box or of the image, and may go on outside",
     "Q_UNSURE": "a region's volume depends much on where the threshold lies",
     "Q_IMPLAUSIBLE": "a region is larger than tumours are",
+    "Q_ABSENT": "a modality was not given; the model was trained to do without it, less well",
 }
 """Every flag that a result can carry, and what it means. Codes are never reused."""
 
@@ -46,10 +47,15 @@ class Flag:
 
 
 def quality_flags(
-    segmentation: Segmentation, ranges: Mapping[str, VolumeRange], placement: Placement, spec: ModelSpec
+    segmentation: Segmentation,
+    ranges: Mapping[str, VolumeRange],
+    placement: Placement,
+    spec: ModelSpec,
+    absent: Sequence[str] = (),
 ) -> list[Flag]:
-    """All flags of a result, region by region in the spec's order."""
-    flags = [] if segmentation.labels.any() else [Flag("Q_EMPTY", "No tumour was found.")]
+    """All flags of a result, region by region in the spec's order; ``absent`` are modalities not given."""
+    flags = [Flag("Q_ABSENT", f"{name} was not given; the model sees less without it.") for name in absent]
+    flags += [] if segmentation.labels.any() else [Flag("Q_EMPTY", "No tumour was found.")]
     # A few slices end somewhere in the tumour; that is no news.
     within = [axis for axis in range(3) if not (spec.thin and spec.divisor[axis] == 1)]
     flags += _edges(segmentation, placement, within)

@@ -213,9 +213,9 @@ def _data(scene: Scene) -> str:
 def _viewer(scene: Scene, segmentation: Segmentation, spec: ModelSpec, thumbnail: str) -> str:
     first = shown_modalities(spec)[0]
     choices = "".join(
-        f'<label class="choice"><input type="radio" name="modality" value="{escape(m.name)}"'
-        f"{' checked' if m.name == first else ''}><span>{escape(m.name.upper())}</span></label>"
-        for m in spec.modalities
+        f'<label class="choice"><input type="radio" name="modality" value="{escape(name)}"'
+        f"{' checked' if name == first else ''}><span>{escape(name.upper())}</span></label>"
+        for name in scene.images
     )
     figures = "".join(
         f'<figure data-plane="{plane.name}" data-sides="{" ".join(plane.sides)}">'

@@ -43,7 +43,7 @@ class Scan:
 
     id: str
     files: tuple[ScanFile, ...]
-    """In the spec's modality order."""
+    """In the spec's modality order; an optional modality may have none."""
     reference: str
     """The modality whose grid the others must share."""
     truth: Path | None = None
@@ -54,6 +54,8 @@ class Scan:
     """Whether modalities on other grids are brought onto the reference's; else they are refused."""
     thin: bool = False
     """Whether a few slices or one will do, which show no whole head."""
+    modalities: tuple[str, ...] = ()
+    """The model's, in order; by default those of the files."""
 
     def read(self) -> Volume:
         """As the function of that name."""
@@ -133,6 +135,8 @@ def explain(found: Found, spec: ModelSpec) -> str:
 def read(scan: Scan) -> Volume:
     """Read every modality of a scan, (I, J, K, C) in Fortran order, on the reference's grid.
 
+    An optional modality that has no file is 0 everywhere.
+
     Raises:
         ScanRefused: with the code of the first check that a file does not pass;
             ``E_GEOMETRY_MISMATCH`` names every file that lies on another grid than the reference.
@@ -149,9 +153,15 @@ def read(scan: Scan) -> Volume:
         grid = images[reference].geometry
         if not scan.resample:
             _require_one_grid(scan.id, reference, {path: image.geometry for path, image in images.items()})
-        data = np.empty((*grid.shape, len(scan.files)), np.float32, order="F")
+        given = {file.modality: file for file in scan.files}
+        modalities = scan.modalities or tuple(given)
+        data = np.empty((*grid.shape, len(modalities)), np.float32, order="F")
 
-        def decode(c: int, file: ScanFile) -> Moved | None:
+        def decode(c: int, modality: str) -> Moved | None:
+            if modality not in given:
+                data[..., c] = 0
+                return None
+            file = given[modality]
             image = images[file.path]
             _require_frames(file, image.frames)
             return bring(
@@ -162,10 +172,11 @@ def read(scan: Scan) -> Volume:
                 file.modality,
             )
 
-        moved = list(pool.map(decode, range(len(scan.files)), scan.files))
+        moved = list(pool.map(decode, range(len(modalities)), modalities))
     sources = [Source(file.modality, file.path.name, images[file.path].sha256) for file in scan.files]
     record = {"reference": scan.reference, "resample": scan.resample, **record_of(moved)}
-    return Volume(data, grid, scan.id, tuple(sources), record)
+    absent = tuple(modality for modality in modalities if modality not in given)
+    return Volume(data, grid, scan.id, tuple(sources), record, absent)
 
 
 def onto(found: Found, modality: str) -> Found:
@@ -266,11 +277,13 @@ def _scan(group: Group, root: Path | None, spec: ModelSpec) -> Scan:
         if len(claims[modality.name]) > 1:
             raise _modality_doubled(group.id, modality.name, claims[modality.name])
         files += [ScanFile(modality.name, c.path, c.index, c.frames) for c in claims[modality.name]]
-    if len(files) < len(spec.modalities):
-        raise _modality_missing(group, {file.modality for file in files}, spec)
+    found = {file.modality for file in files}
+    if not Names(spec).required <= found:
+        raise _modality_missing(group, found, spec)
     truths = claims["truth"]
     truth = truths[0].path if len(truths) == 1 else None
-    return Scan(group.id, tuple(files), spec.reference, truth, root, thin=spec.thin)
+    modalities = tuple(modality.name for modality in spec.modalities)
+    return Scan(group.id, tuple(files), spec.reference, truth, root, thin=spec.thin, modalities=modalities)
 
 
 def _matches(groups: Iterable[Group], loose: Iterable[Claim]) -> tuple[Match, ...]:
@@ -347,7 +360,9 @@ def _modality_doubled(scan: str, modality: str, claims: Sequence[Claim]) -> Scan
 
 
 def _modality_missing(group: Group, found: set[str], spec: ModelSpec) -> ScanRefused:
-    missing = [modality for modality in spec.modalities if modality.name not in found]
+    missing = [
+        modality for modality in spec.modalities if modality.name not in found and not modality.optional
+    ]
     images = [claim for claim in group.claims if claim.role != "truth"]
     seen = ", ".join(f"{claim.role} ({claim.path.name}, {claim.why})" for claim in images)
     table = Names(spec).table

@@ -134,7 +134,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             },
         )
         ranges = survey.ranges(volume.geometry.voxel_volume)
-        flags = quality_flags(segmentation, ranges, placement, self.spec)
+        flags = quality_flags(segmentation, ranges, placement, self.spec, volume.absent)
         told = {
             "volume_ranges_ml": {k: vars(v) for k, v in ranges.items()},
             "flags": [vars(f) for f in flags],

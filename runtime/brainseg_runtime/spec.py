@@ -24,6 +24,8 @@ class Modality:
 
     name: str
     aliases: tuple[str, ...] = ()
+    optional: bool = False
+    """Whether the model was trained to do without it."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class ModelSpec:
         problems = []
         if not names or len(set(names)) != len(names):
             problems.append(f"modalities are named once each, received {names}")
+        if any(modality.optional and modality.name == self.reference for modality in self.modalities):
+            problems.append(f"the reference {self.reference!r} cannot be optional")
         if self.reference not in names:
             problems.append(f"the reference {self.reference!r} is none of {names}")
         if not values or len(values) != len(self.labels) or not all(0 < v < 256 for v in values):
@@ -226,7 +230,8 @@ def _typed(raw: Mapping[str, Any]) -> dict[str, Any]:
     """JSON's lists and objects as the tuples and values of the spec."""
     fields: dict[str, Any] = dict(raw)
     fields["modalities"] = tuple(
-        Modality(str(m["name"]), tuple(str(a) for a in m["aliases"])) for m in raw["modalities"]
+        Modality(str(m["name"]), tuple(str(a) for a in m["aliases"]), bool(m.get("optional", False)))
+        for m in raw["modalities"]
     )
     fields["labels"] = tuple(Label(int(entry["value"]), str(entry["name"])) for entry in raw["labels"])
     fields["regions"] = tuple(

@@ -107,21 +107,22 @@ class Scene:
 
 
 def scene(volume: Volume, segmentation: Segmentation, spec: ModelSpec) -> Scene:
-    """Cut the head out of a scan and bring every modality to grey values.
+    """Cut the head out of a scan and bring every modality that was given to grey values.
 
     Grey runs from the 1st to the 99.9th percentile of what is not background. No labelled voxel is cut
     off.
     """
     to_ras = to_canonical(segmentation.geometry)
     labels = to_ras.apply(segmentation.labels)[::-1, ::-1, ::-1]
-    images = [to_ras.apply(volume.data[..., c])[::-1, ::-1, ::-1] for c in range(len(spec.modalities))]
+    given = [(c, m.name) for c, m in enumerate(spec.modalities) if m.name not in volume.absent]
+    images = [to_ras.apply(volume.data[..., c])[::-1, ::-1, ::-1] for c, _ in given]
     windows = [_window(image) for image in images]
     head = _head(images, windows, labels)
     cut = np.ascontiguousarray(labels[head])
     return Scene(
         images={
-            modality.name: _grey(image[head], window)
-            for modality, image, window in zip(spec.modalities, images, windows, strict=True)
+            modality: _grey(image[head], window)
+            for (_, modality), image, window in zip(given, images, windows, strict=True)
         },
         labels=cut,
         spacing=to_ras.geometry(segmentation.geometry).spacing,

@@ -35,6 +35,8 @@ class Volume:
     sources: tuple[Source, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
     """How it came about, as far as the scan's JSON tells: which grid, what was resampled."""
+    absent: tuple[str, ...] = ()
+    """Modalities that were not given; their channels are 0."""
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4 or self.data.shape[:3] != self.geometry.shape:

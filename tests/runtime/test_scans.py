@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -397,6 +398,34 @@ def test_frames_must_be_as_many_as_channels(tmp_path):
 
 
 # ---- refusals -----------------------------------------------------------------------------------------
+
+
+SPARE = replace(FOUR, modalities=tuple(replace(m, optional=m.name in ("t1", "t2")) for m in FOUR.modalities))
+"""Four modalities of which two may lack."""
+
+
+@pytest.mark.parametrize("lacking", [(), ("t1",), ("t2",), ("t1", "t2")], ids=str)
+def test_an_optional_modality_may_lack(tmp_path, lacking):
+    """Its channel is 0, the others stand where they belong, and the volume says which was not given."""
+    for value, word in enumerate(("t1", "t1c", "t2", "flair"), start=1):
+        if word not in lacking:
+            image = np.full(SHAPE, value, np.float32)
+            image[0] = 0
+            write_image(tmp_path / f"P1_{word}.nii.gz", image, GEOMETRY)
+    volume = read(the_scan(find_scans(tmp_path, SPARE)))
+    assert volume.absent == lacking
+    given = [0 if word in lacking else n for n, word in enumerate(("t1", "t1c", "t2", "flair"), start=1)]
+    assert volume.data[1, 1, 1].tolist() == given
+    assert {source.modality for source in volume.sources} == {"t1", "t1c", "t2", "flair"} - set(lacking)
+
+
+@pytest.mark.parametrize("lacking", ["t1c", "flair"])
+def test_what_is_not_optional_may_not_lack(tmp_path, lacking):
+    """The refusal names what is needed, not what could be done without."""
+    touch(tmp_path, *(f"P1_{word}.nii.gz" for word in ("t1c", "flair") if word != lacking))
+    refusal = find_scans(tmp_path, SPARE).refused["P1"]
+    assert refusal.code == "E_MODALITY_MISSING"
+    assert f"lacks {lacking}." in str(refusal)
 
 
 def test_a_missing_modality_names_what_was_found_and_what_was_expected(tmp_path):

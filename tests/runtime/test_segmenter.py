@@ -1,5 +1,7 @@
 """A whole scan through a model: the mask lies where the tumour is, however the scan was stored."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from brainseg_runtime.overlap import dice
@@ -40,6 +42,22 @@ def test_a_bundle_and_its_network_give_one_mask(tmp_path, engine):
         assert a.record["engine"]["engine"] == engine
         assert a.record["engine_choice"] == "as asked for"
         assert set(a.record["seconds"]) == {"prepare", "infer", "restore"}
+
+
+def test_a_modality_that_lacks_is_told():
+    """The result is flagged, and is that of a channel of zeros."""
+    spec = toy_spec()
+    spec = replace(spec, modalities=tuple(replace(m, optional=m.name == "t2") for m in spec.modalities))
+    volume = toy_volume()
+    data = volume.data.copy()
+    data[..., [m.name for m in spec.modalities].index("t2")] = 0
+    with Segmenter(spec, toy_engine(spec)) as segmenter:
+        told = segmenter.segment(replace(volume, data=data, absent=("t2",)))
+        silent = segmenter.segment(replace(volume, data=data))
+    np.testing.assert_array_equal(told.labels, silent.labels)
+    words = {flag["code"]: flag["words"] for flag in told.record["flags"]}
+    assert "t2 was not given" in words["Q_ABSENT"]
+    assert "Q_ABSENT" not in {flag["code"] for flag in silent.record["flags"]}
 
 
 def test_volumes_are_in_ml():

@@ -50,7 +50,7 @@ def rich_config(small_config):
         small_config,
         network=replace(small_config.network, dropout=0.2, auxiliary=1),
         data=replace(small_config.data, augmentation="full"),
-        training=replace(small_config.training, ema=0.8, clip=1.0, schedule="poly", patience=5),
+        training=replace(small_config.training, ema=0.5, clip=1.0, schedule="poly", patience=5),
     )
 
 

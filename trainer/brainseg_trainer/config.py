@@ -70,6 +70,8 @@ class Task:
 
     modalities: tuple[str, ...] = ("t1", "t1c", "t2", "flair")
     """Input channels, in order."""
+    optional: tuple[str, ...] = ()
+    """Those of them that a scan may lack; training must then leave them out of some."""
     activation: Activation = "sigmoid"
     """``sigmoid``: a channel per region. ``softmax``: a channel per label and one for the background."""
     types: bool = False
@@ -144,7 +146,10 @@ class Training:
     clip: float = 0.0
     """Largest norm of all gradients together; 0 leaves them as they are."""
     ema: float = 0.0
-    """Share that a running mean of the weights keeps each step; 0 takes the weights as they are."""
+    """Share that a running mean of the weights keeps each step; 0 takes the weights as they are.
+
+    It remembers 1 / (1 - ema) steps, at most a quarter of the training: else it still holds the beginning.
+    """
     precision: Precision = "fp32"
     """Of activations; weights and the loss stay float32."""
     patience: int = 0
@@ -188,6 +193,10 @@ class TrainConfig:
             and network.slices >= 1
             and (flat or network.slices == 1),
             "task.modalities are named once each": 0 < len(task.modalities) == len(set(task.modalities)),
+            "task.optional are some of task.modalities, not t1c where it is the reference": (
+                set(task.optional) <= set(task.modalities) - {"t1c"}
+                and len(task.optional) < len(task.modalities)
+            ),
             "data.spacing is 0.1 to 20 mm": all(0.1 <= mm <= 20 for mm in data.spacing),
             "data.tile is positive": min(data.tile) > 0,
             "data.validation is between 0 and 1": 0 < data.validation < 1,
@@ -208,6 +217,9 @@ class TrainConfig:
             "training.checkpoint_seconds is not negative": training.checkpoint_seconds >= 0,
             "training.clip is not negative": training.clip >= 0,
             "training.ema is 0 or more and less than 1": 0 <= training.ema < 1,
+            "training.ema remembers at most a quarter of training.steps": (
+                training.ema == 0 or training.steps * (1 - training.ema) > 3.999
+            ),
             "training.patience is not negative": training.patience >= 0,
         }
         for rule, kept in ranges.items():

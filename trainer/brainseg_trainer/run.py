@@ -185,9 +185,9 @@ class RunFolder:
         for scan in sorted(scans, key=lambda scan: -source.labels_present(scan))[:PARITY_SCANS]:
             volume = source.read(scan)
             folder = self.parity / scan.id
-            for c, file in enumerate(scan.files):
+            for file in scan.files:
                 word = BRATS_WORDS.get(file.modality, file.modality)
-                image = _compact(volume.data[..., c])
+                image = _compact(volume.data[..., scan.modalities.index(file.modality)])
                 write_image(folder / f"{scan.id}-{word}.nii.gz", image, volume.geometry)
             truth = source.truth(scan, volume.geometry)
             write_labels(folder / f"{scan.id}-seg.nii.gz", truth, volume.geometry)

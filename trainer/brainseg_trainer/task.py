@@ -39,8 +39,8 @@ def glioma_spec(config: TrainConfig, divisor: tuple[int, int, int]) -> ModelSpec
     softmax = config.task.activation == "softmax"
     return ModelSpec(
         name=config.name,
-        modalities=tuple(Modality(name, ALIASES[name]) for name in names),
-        reference="t1c" if "t1c" in names else names[0],
+        modalities=tuple(Modality(name, ALIASES[name], name in config.task.optional) for name in names),
+        reference="t1c" if "t1c" in names else next(n for n in names if n not in config.task.optional),
         labels=(Label(1, "NCR"), Label(2, "ED"), Label(3, "ET")),
         regions=(Region("WT", (1, 2, 3)), Region("TC", (1, 3)), Region("ET", (3,))),
         tile=config.data.tile,

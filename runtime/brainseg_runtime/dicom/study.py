@@ -54,13 +54,15 @@ class DicomScan:
     id: str
     """A pseudonym of the StudyInstanceUID."""
     chosen: tuple[Chosen, ...]
-    """In the spec's modality order."""
+    """In the spec's modality order; an optional modality may have none."""
     reference: str
     """The modality on whose grid the others are read."""
     resample: bool
     """Whether series on other grids are brought onto the reference's."""
     rules: Mapping[str, str]
     """Name and SHA-256 of the rules that chose."""
+    modalities: tuple[str, ...]
+    """The model's, in order."""
 
     @property
     def grid(self) -> Chosen:
@@ -84,14 +86,18 @@ class DicomScan:
             ScanRefused: as ``pixels.load`` and ``stack.fill``; ``E_GEOMETRY_MISMATCH``.
         """
         grid = self.grid.plan.geometry
-        data = np.empty((*grid.shape, len(self.chosen)), np.float32, order="F")
+        data = np.zeros((*grid.shape, len(self.modalities)), np.float32, order="F")
         sources, moved = [], []
-        for c, one in enumerate(self.chosen):
+        for one in self.chosen:
+            c = self.modalities.index(one.modality)
             pixels = load(one.series)
             sources.append(Source(one.modality, one.series.name, pixels.sha256))
             decode = partial(fill, series=one.series, way=one.plan, datasets=pixels.datasets)
             moved.append(bring(decode, one.plan.geometry, grid, data[..., c], one.modality))
-        return Volume(data, grid, self.id, tuple(sources), {**self._record(), **record_of(moved)})
+        chosen = {one.modality for one in self.chosen}
+        absent = tuple(modality for modality in self.modalities if modality not in chosen)
+        record = {**self._record(), **record_of(moved)}
+        return Volume(data, grid, self.id, tuple(sources), record, absent)
 
     def _record(self) -> dict[str, Any]:
         series = [
@@ -205,14 +211,24 @@ def _scan(study: Study, spec: ModelSpec, rules: Rules, resample_to: str | None) 
         raise study.refusal
     judged = judge(study, rules)
     _require_mr(study, judged)
-    chosen = tuple(_choose(study, modality.name, judged, rules) for modality in spec.modalities)
+    spoken_of = {one.reading.modality for one in judged}
+    unclear = any(one.reading.verdict == "contradictory" for one in judged)
+    # What a study does not have at all can be done without; what it has and cannot be used is refused.
+    chosen = tuple(
+        _choose(study, modality.name, judged, rules)
+        for modality in spec.modalities
+        if not modality.optional or modality.name in spoken_of or unclear
+    )
     reference = resample_to or spec.reference
+    if reference not in {one.modality for one in chosen}:
+        raise _missing(study, reference, [], judged)
     scan = DicomScan(
         study.name,
         chosen,
         reference,
         resample_to is not None,
         {"name": rules.name, "sha256": rules.sha256},
+        tuple(modality.name for modality in spec.modalities),
     )
     _require_one_frame(scan)
     if not scan.resample:

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,13 @@ RULES = load_rules()
 SPEC = toy_spec()
 
 
-def found(folder, **options):
-    return find_studies([folder], SPEC, RULES, **options)
+def found(folder, spec=SPEC, **options):
+    return find_studies([folder], spec, RULES, **options)
+
+
+def spare(*names):
+    """A model that can do without some modalities."""
+    return replace(SPEC, modalities=tuple(replace(m, optional=m.name in names) for m in SPEC.modalities))
 
 
 def the_refusal(folder, **options):
@@ -186,6 +192,24 @@ def test_what_is_ambiguous_or_contradictory_is_refused(folder, make, code):
     refusal = the_refusal(folder)
     assert refusal.code == code
     assert code in CODES
+
+
+def test_an_optional_series_may_lack(folder):
+    """A study without T2 is read with a channel of zeros where the model can do without, and says so."""
+    save(with_series(without=("t2",)), folder)
+    assert the_refusal(folder).code == "E_MODALITY_MISSING"
+    (scan,) = found(folder, spec=spare("t1", "t2")).scans
+    volume = scan.read()
+    assert volume.absent == ("t2",)
+    assert volume.data[..., 2].max() == 0
+    assert volume.data[..., [0, 1, 3]].max(axis=(0, 1, 2)).min() > 0
+
+
+def test_what_contradicts_itself_is_not_taken_for_absent(folder):
+    """A T1 whose description says T2 may be the T2 that seems to lack."""
+    save(with_series(t1=Made("t1").with_header(SeriesDescription="t2_tse_tra"), without=("t2",)), folder)
+    refused = found(folder, spec=spare("t1", "t2")).refused
+    assert [refusal.code for refusal in refused.values()] == ["E_SERIES_CONTRADICTORY"]
 
 
 def test_of_two_candidates_the_better_is_taken_and_told(folder):
