@@ -384,6 +384,59 @@ def figshare_import(
     raise typer.Exit(0 if result.is_whole else 4)
 
 
+simulation_app = typer.Typer(no_args_is_help=True, help="Heads that are simulated without end.", **PLAIN)
+app.add_typer(simulation_app, name="simulation")
+
+
+@simulation_app.command("gather")
+def simulation_gather(
+    heads: Annotated[
+        Path, typer.Argument(metavar="HEADS", help="SynthSeg's label maps.", show_default=False)
+    ],
+    template: Annotated[
+        Path, typer.Argument(metavar="TEMPLATE", help="MNI152's tissue maps.", show_default=False)
+    ],
+    lesions: Annotated[
+        Path, typer.Argument(metavar="LESIONS", help="BraTS 2020's lesion crops.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write.", show_default=False)],
+) -> None:
+    """Gather what heads are simulated from: anatomy, tumours, what they look like, real lesions.
+
+    Exit status: 0 done, 3 the data do not do, 7 output not writable.
+    """
+    from brainseg_trainer.simulation import HELD_OUT, TRAINING
+    from brainseg_trainer.simulation.ingredients import gather
+
+    training, held_out = gather(heads, template, lesions)
+    for name, ingredients in ((TRAINING, training), (HELD_OUT, held_out)):
+        ingredients.save(out / name)
+        typer.echo(
+            f"{out / name}: {len(ingredients.heads)} heads, {len(ingredients.tumours)} tumours, "
+            f"{len(ingredients.crops)} crops"
+        )
+
+
+@simulation_app.command("scans")
+def simulation_scans(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What was gathered.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, help="Scans of each kind.")] = 8,
+) -> None:
+    """Write simulated scans with truth beside what was gathered, for training to hold out.
+
+    Exit status: 0 done, 3 nothing was gathered there, 7 output not writable.
+    """
+    from brainseg_trainer.progress import Progress
+    from brainseg_trainer.simulation import HELD_OUT, require_jax
+
+    require_jax()
+    from brainseg_trainer.simulation.ingredients import Ingredients
+    from brainseg_trainer.simulation.scans import write_held_out
+
+    names = write_held_out(Ingredients.load(folder / HELD_OUT), folder, count, Progress())
+    typer.echo(f"{len(names)} scans in {folder}")
+
+
 def _recipe_for(data: Path) -> str:
     """The recipe that suits the data, where the user names none."""
     from brainseg_trainer.figshare import is_import

@@ -26,12 +26,15 @@ from brainseg_trainer.losses import loss_of
 from brainseg_trainer.networks import build_network, save_network
 from brainseg_trainer.networks.cost import require_room
 from brainseg_trainer.run import RunFolder
+from brainseg_trainer.simulation import require_jax
 from brainseg_trainer.sources import DataSet, open_data
 from brainseg_trainer.tensorboard import Board
 from brainseg_trainer.workers import Workers, join
 
 __all__ = ["Report", "fit"]
 
+Draw = Callable[..., Batch]
+"""A step, and whether its batch is ``altered`` by augmentation -> the batch."""
 Report = Callable[[str, int, int, str], None]
 """Is told what is being done, how much of it is done, of how much, and a remark."""
 
@@ -103,7 +106,7 @@ def fit(
         BundleInvalid: ``E_SPEC`` where the tile does not suit the network.
         UsageRefused: ``E_RUN`` where the run was begun on other scans; ``E_USAGE``.
         BudgetExceeded: ``E_MEMORY`` where a step would not fit.
-        EngineUnavailable: ``E_ENGINE_FAILED`` where training diverges.
+        EngineUnavailable: ``E_ENGINE_FAILED`` where training diverges, ``E_EXTRA_MISSING``.
         OutputUnwritable: ``E_OUTPUT``.
     """
     config = run.read_config()
@@ -152,8 +155,7 @@ class _Session:
         """Begin or resume, train to the last step, and leave everything that a run leaves."""
         state = self._begin()
         self._check_held_out()
-        examples = self._examples()
-        self._train(state, examples)
+        self._train(state, self._drawing())
         self._finish(state)
 
     def _begin(self) -> _State:
@@ -191,12 +193,22 @@ class _Session:
             self.data.kinds,
         )
 
-    def _train(self, state: _State, examples: Sequence[Example]) -> None:
+    def _drawing(self) -> Draw:
+        """What draws the batch of a step."""
+        if self.data.simulation:
+            require_jax()
+            from brainseg_trainer.simulation.scans import SimulatedBatches
+
+            return SimulatedBatches(self.data.simulation, self.data.spec, self.config)
+        share = self.workers.share(self.config.training.batch)
+        return partial(draw_batch, self._examples(), self.data.spec, self.config, share=share)
+
+    def _train(self, state: _State, draw: Draw) -> None:
         """Take the steps that are left, until the last or until scores no longer rise."""
         training = self.config.training
         began = time.monotonic() - state.seconds
         saved = time.monotonic()
-        for images, truth in self._batches(examples, state):
+        for images, truth in self._batches(draw, state):
             rate = self.learner.learning_rate
             loss = self.learner.step(images, truth)
             state.losses.append(loss)
@@ -206,7 +218,7 @@ class _Session:
             if scored or state.step % max(1, training.steps // ROWS) == 0:
                 state.add_row(rate)
             if scored:
-                self._validate(state, examples)
+                self._validate(state, draw)
             if self.board and state.rows and state.rows[-1]["step"] == state.step:
                 self.board(state.rows[-1])
             due = self._is_last(state) or time.monotonic() - saved >= training.checkpoint_seconds
@@ -220,11 +232,11 @@ class _Session:
         training = self.config.training
         return state.step >= training.steps or 0 < training.patience <= state.waited
 
-    def _validate(self, state: _State, examples: Sequence[Example]) -> None:
+    def _validate(self, state: _State, draw: Draw) -> None:
         """Score on the held-out scans, and keep the network if it is the best so far."""
         spec, scans, count = self.data.spec, self.data.scans, RECALIBRATION_BATCHES
         # The same ones each time, so that scores differ by the weights alone.
-        batches = (draw_batch(examples, spec, self.config, n, altered=False)[0] for n in range(count))
+        batches = (draw(n, altered=False)[0] for n in range(count))
         with self.learner.as_scored(batches) as network:
             tell = partial(self._tell, "scoring scans")
             scores = evaluate(network, spec, scans, self.held_out, tell, self.data.kinds)
@@ -253,10 +265,8 @@ class _Session:
         self.run.keep_best()
         self.run.clean()
 
-    def _batches(self, examples: Sequence[Example], state: _State) -> Iterator[Batch]:
+    def _batches(self, draw: Draw, state: _State) -> Iterator[Batch]:
         """The batch of every step that is left, each drawn while the step before is computed."""
-        share = self.workers.share(self.config.training.batch)
-        draw = partial(draw_batch, examples, self.data.spec, self.config, share=share)
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(draw, state.step)
             while not self._is_last(state):

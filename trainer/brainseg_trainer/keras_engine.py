@@ -13,8 +13,8 @@ def keras_engine(network: keras.Model) -> FunctionEngine:
     """An engine that computes a Keras network (N, i, j, k, C) -> logits (N, i, j, k, R)."""
     # A twin with the same weights: compiling the network itself would be saved with it.
     twin = keras.Model(network.input, network.output)
-    # XLA is several times slower than TensorFlow's own kernels on a CPU.
-    twin.compile(jit_compile=False)
+    # XLA is several times slower than TensorFlow's own kernels on a CPU, and all that JAX has.
+    twin.compile(jit_compile=keras.backend.backend() == "jax")
 
     def infer(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(twin.predict_on_batch(tiles), dtype=np.float32)

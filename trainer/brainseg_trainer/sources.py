@@ -14,6 +14,7 @@ from brainseg_trainer.dataset import TrainingScans, find_training_scans, patient
 from brainseg_trainer.figshare.importing import INDEX, is_import
 from brainseg_trainer.figshare.task import figshare_spec
 from brainseg_trainer.networks import divisor
+from brainseg_trainer.simulation import TRAINING, is_simulation
 from brainseg_trainer.store import FOLDS, Origin, Store, folds_of
 from brainseg_trainer.task import glioma_spec
 
@@ -33,6 +34,8 @@ class DataSet:
     """Where the scans lie."""
     store: Store | None = None
     """The same scans, prepared."""
+    simulation: Path | None = None
+    """Ingredients of the heads to train on; the scans are then all held out."""
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -45,6 +48,8 @@ class DataSet:
         Raises:
             ScanRefused: ``E_TOO_FEW_SCANS`` for fewer patients than it takes, ``E_FOLDS``.
         """
+        if self.simulation:
+            return (), self.scans.scans
         patients = {scan: origin.patient for scan, origin in self.origins.items()}
         if config.data.fold:
             return self._fold(config.data.fold, len(set(patients.values())))
@@ -68,7 +73,7 @@ class DataSet:
 
 
 def open_data(data: Path, config: TrainConfig) -> DataSet:
-    """Understand a folder of scans, or a store that was made from one.
+    """Understand a folder of scans, or a store that was made from one, or a simulation's folder.
 
     Raises:
         ScanRefused: see ``find_training_scans``; ``E_INPUT_MISSING`` for a damaged ``figshare.json``;
@@ -89,7 +94,8 @@ def open_data(data: Path, config: TrainConfig) -> DataSet:
     origins = {scan.id: told.get(scan.id, Origin(patient_of(scan))) for scan in scans.scans}
     if store:
         origins |= {scan.id: Origin(scan.patient, scan.fold, scan.kind) for scan in store.scans}
-    return DataSet(scans, spec, origins, folder, store)
+    simulation = folder / TRAINING if is_simulation(folder) else None
+    return DataSet(scans, spec, origins, folder, store, simulation)
 
 
 def _stored_scans(store: Store, source: TrainingScans) -> tuple[Scan, ...]:

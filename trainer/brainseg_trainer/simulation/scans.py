@@ -1,0 +1,85 @@
+"""Simulated heads as batches to train on, and as scans to hold out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.geometry import Geometry
+from brainseg_runtime.nifti import write_image, write_labels
+from brainseg_runtime.spec import ModelSpec
+
+from brainseg_trainer.config import TrainConfig
+from brainseg_trainer.simulation.heads import OTHER, USUAL, Generator, Setting, generator
+from brainseg_trainer.simulation.ingredients import SPACING_MM, Ingredients
+from brainseg_trainer.task import BRATS_WORDS
+
+__all__ = ["SimulatedBatches", "write_held_out"]
+
+STEPS, CALM = 0, 1
+"""Streams of random numbers that must not meet: batches of steps, and those that norms are measured on."""
+SHAPE = (80, 96, 128)
+"""Of scans that are held out: a head of 150 x 180 x 155 mm."""
+UNITS = 256
+"""Steps that a deviation of intensity is written in."""
+
+HELD_OUT: dict[str, Setting] = {
+    "other": OTHER,
+    # Real lesions of patients that training does not know, in simulated heads.
+    "crops": USUAL._replace(tumour=0.0, pasted=1.0, absent=0.0),
+    "healthy": OTHER._replace(tumour=0.0),
+}
+"""Kind of a held-out scan -> how it is drawn."""
+
+
+class SimulatedBatches:
+    """Draws the batch of any step; the same step gives the same batch."""
+
+    def __init__(self, ingredients: Path, spec: ModelSpec, config: TrainConfig) -> None:
+        """Raises ``ScanRefused`` ``E_SPACING`` where the configuration wants another grid."""
+        if not np.allclose(config.data.spacing, SPACING_MM, atol=1e-3):
+            raise ScanRefused(
+                "E_SPACING",
+                f"heads are simulated with voxels of {SPACING_MM} mm, not {config.data.spacing}.",
+                "Set data.spacing to that.",
+            )
+        self._draw: Generator = generator(Ingredients.load(ingredients), config.data.tile, USUAL)
+        self._seed, self._batch = config.seed, config.training.batch
+        self._members = [region.labels for region in spec.regions]
+
+    def __call__(self, step: int, *, altered: bool = True) -> tuple[jax.Array, jax.Array]:
+        """Images (N, i, j, k, C) and masks (N, i, j, k, R); not ``altered``: of another stream."""
+        key = jax.random.fold_in(jax.random.key(self._seed), STEPS if altered else CALM)
+        images, labels = self._draw(jax.random.split(jax.random.fold_in(key, step), self._batch))
+        masks = [jnp.isin(labels, jnp.array(members)) for members in self._members]
+        return images, jnp.stack(masks, axis=-1).astype(jnp.float32)
+
+
+def write_held_out(
+    ingredients: Ingredients, out: Path, count: int, report: Callable[[str, int, int], None]
+) -> list[str]:
+    """Write ``count`` scans with truth of each kind in ``HELD_OUT`` under BraTS names; returns their names.
+
+    Raises:
+        OutputUnwritable: ``E_OUTPUT``.
+    """
+    names = []
+    affine = np.diag([*SPACING_MM, 1.0])
+    for k, (kind, setting) in enumerate(HELD_OUT.items()):
+        draw = generator(ingredients, SHAPE, setting)
+        for n in range(count):
+            images, labels = draw(jax.random.split(jax.random.fold_in(jax.random.key(1000 + k), n), 1))
+            name = f"{kind}-{n:03d}"
+            geometry = Geometry(SHAPE, affine)
+            for c, word in enumerate(BRATS_WORDS.values()):
+                image = np.rint(np.asarray(images[0, ..., c]) * UNITS)
+                if not image.any():  # not scanned
+                    continue
+                image = np.clip(image, -32768, 32767).astype(np.int16)
+                write_image(out / name / f"{name}-{word}.nii.gz", image, geometry)
+            write_labels(out / name / f"{name}-seg.nii.gz", np.asarray(labels[0]), geometry)
+            names.append(name)
+            report("simulating scans", len(names), count * len(HELD_OUT))
+    return names
