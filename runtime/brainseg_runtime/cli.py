@@ -99,6 +99,9 @@ def infer(
         str | None,
         typer.Option(help="Modality whose grid the others are resampled onto.", show_default="refuse"),
     ] = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="Move the others onto that modality first, rigidly.")
+    ] = False,
     rules: Annotated[
         Path | None,
         typer.Option(help="TOML rules by which DICOM series are chosen.", show_default="brainseg's own"),
@@ -157,7 +160,7 @@ def infer(
     ) as segmenter:
         say = _speaker(as_json, quiet)
         say({"event": "start", **segmenter.record(), "engine_choice": segmenter.why, "input": kind})
-        found = find(inputs, segmenter.spec, kind, resample_to=resample_to, rules=rules)
+        found = find(inputs, segmenter.spec, kind, resample_to=resample_to, register=register, rules=rules)
         outcomes: list[Outcome | Planned] = []
         total = len(found.scans) + len(found.refused)
         results = (

@@ -61,6 +61,7 @@ CODES: Mapping[str, str] = {
     "E_EXTRA_MISSING": "an optional part of brainseg is not installed",
     # a scan as a whole
     "E_GEOMETRY_MISMATCH": "the modalities of a scan do not lie on one grid",
+    "E_REGISTRATION": "the modalities of a scan cannot be registered to each other",
     "E_NO_BRAIN": "nothing stands out from the background",
     "E_CHANNELS": "the volume's channels are not those of the model",
     "E_LABELS": "a truth image holds values that are no labels of the model",

@@ -51,6 +51,10 @@ class Geometry:
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
+    def moved(self, matrix: Affine) -> "Geometry":
+        """The same voxels where a motion, 4x4 from mm to mm, brings them."""
+        return Geometry(self.shape, matrix @ self.affine)
+
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size along I, J, K, in mm."""

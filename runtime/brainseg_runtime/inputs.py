@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from brainseg_runtime.errors import EngineUnavailable, UsageRefused
 from brainseg_runtime.layouts import IMAGE
 from brainseg_runtime.outputs import DICOM_KINDS, AttachmentKind
+from brainseg_runtime.registration import require as require_registration
 from brainseg_runtime.scans import find_scans, onto
 from brainseg_runtime.spec import ModelSpec
 
@@ -46,25 +47,31 @@ def find(
     kind: InputType,
     *,
     resample_to: str | None = None,
+    register: bool = False,
     rules: Path | None = None,
 ) -> "Findings":
     """The scans in some inputs, each ready to be read on one grid.
+
+    ``register``: series are moved rigidly onto that of ``resample_to``, else of the model's reference.
 
     Raises:
         ScanRefused: as ``scans.find_scans`` and ``dicom.study.find_studies``.
         UsageRefused: ``E_USAGE``, ``E_RULES``.
         EngineUnavailable: ``E_EXTRA_MISSING``.
     """
+    if register:
+        require_registration()
+        resample_to = resample_to or spec.reference
     if kind == "dicom":
         require_dicom()
         from brainseg_runtime.dicom.rules import load_rules
         from brainseg_runtime.dicom.study import find_studies
 
-        return find_studies(inputs, spec, load_rules(rules), resample_to)
+        return find_studies(inputs, spec, load_rules(rules), resample_to, register)
     if rules is not None:
         raise UsageRefused("E_USAGE", "--rules choose DICOM series, the input is NIfTI.", "Leave it out.")
     found = find_scans(inputs, spec)
-    return found if resample_to is None else onto(found, resample_to)
+    return found if resample_to is None else onto(found, resample_to, register)
 
 
 def result_kinds(asked: str | None, kind: InputType) -> Collection[AttachmentKind]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from brainseg_runtime.errors import ScanRefused
 from brainseg_runtime.geometry import Affine, Geometry
+from brainseg_runtime.registration import Motion, register
 
 __all__ = ["GRID_MM", "Moved", "background", "bring", "record_of", "resample"]
 
@@ -34,29 +35,41 @@ class Moved:
     source: Geometry
     covered: float
     """Share of the target's voxels inside the source's field of view."""
+    motion: Motion | None = None
+    """How it was registered, if it was."""
 
 
 def bring(
-    decode: Callable[[Voxels], None], source: Geometry, target: Geometry, out: Voxels, modality: str
+    decode: Callable[[Voxels], None],
+    source: Geometry,
+    target: Geometry,
+    out: Voxels,
+    modality: str,
+    onto: Voxels | None = None,
 ) -> Moved | None:
     """Decode an image on ``source`` straight into ``out``, or resample it there if the grids differ.
 
+    It is registered first where an image on ``target`` is given for it to lie on.
+
     Raises:
-        ScanRefused: ``E_GEOMETRY_MISMATCH`` where it covers less than half of the target.
+        ScanRefused: ``E_GEOMETRY_MISMATCH`` where it covers less than half of the target;
+            ``E_REGISTRATION``.
     """
-    if source.distance(target) <= GRID_MM:
+    if onto is None and source.distance(target) <= GRID_MM:
         decode(out)
         return None
     image = np.empty(source.shape, np.float32, order="F")
     decode(image)
-    covered = resample(image, source, target, out)
+    motion = None if onto is None else register(image, source, onto, target, modality)
+    placed = source.moved(motion.matrix) if motion and motion.moves else source
+    covered = resample(image, placed, target, out)
     if covered < MIN_COVERED:
         raise ScanRefused(
             "E_GEOMETRY_MISMATCH",
             f"{modality} covers only {covered:.0%} of the grid that it is resampled onto.",
             "Choose another grid with --resample-to, or give images of the same part of the head.",
         )
-    return Moved(modality, source, covered)
+    return Moved(modality, source, covered, motion)
 
 
 def record_of(moved: Sequence[Moved | None]) -> dict[str, Any]:
@@ -69,6 +82,7 @@ def record_of(moved: Sequence[Moved | None]) -> dict[str, Any]:
                 "from_spacing_mm": [round(mm, 4) for mm in one.source.spacing],
                 "interpolation": "linear",
                 "covered": round(one.covered, 4),
+                **({"registered": one.motion.record()} if one.motion else {}),
             }
             for one in done
         },

@@ -52,6 +52,8 @@ class Scan:
     """The input folder, which links must not leave; None for files that were named one by one."""
     resample: bool = False
     """Whether modalities on other grids are brought onto the reference's; else they are refused."""
+    register: bool = False
+    """Whether modalities are moved onto the reference first, rigidly."""
     thin: bool = False
     """Whether a few slices or one will do, which show no whole head."""
     modalities: tuple[str, ...] = ()
@@ -68,7 +70,8 @@ class Scan:
             with open_regular(file.path, self.root) as content:
                 digest = hashlib.sha256(content.read()).hexdigest()
             sources.append(vars(Source(file.modality, file.path.name, digest)))
-        return {"inputs": sources, "reference": self.reference, "resample": self.resample}
+        way = {"resample": self.resample, "register": self.register}
+        return {"inputs": sources, "reference": self.reference, **way}
 
     def attachments(self, kinds: Collection[AttachmentKind], segmentation: Segmentation) -> list[Attachment]:
         """None: a NIfTI file holds nothing that a DICOM object could refer to."""
@@ -157,6 +160,8 @@ def read(scan: Scan) -> Volume:
         modalities = scan.modalities or tuple(given)
         data = np.empty((*grid.shape, len(modalities)), np.float32, order="F")
 
+        standing = data[..., modalities.index(scan.reference)]
+
         def decode(c: int, modality: str) -> Moved | None:
             if modality not in given:
                 data[..., c] = 0
@@ -170,17 +175,24 @@ def read(scan: Scan) -> Volume:
                 grid,
                 data[..., c],
                 file.modality,
+                standing if scan.register and modality != scan.reference else None,
             )
 
-        moved = list(pool.map(decode, range(len(modalities)), modalities))
+        order = sorted(range(len(modalities)), key=lambda c: modalities[c] != scan.reference)
+        # What the others are registered to comes first.
+        first = [decode(c, modalities[c]) for c in order[:1]]
+        moved = first + list(pool.map(lambda c: decode(c, modalities[c]), order[1:]))
     sources = [Source(file.modality, file.path.name, images[file.path].sha256) for file in scan.files]
-    record = {"reference": scan.reference, "resample": scan.resample, **record_of(moved)}
+    way = {"resample": scan.resample, "register": scan.register}
+    record = {"reference": scan.reference, **way, **record_of(moved)}
     absent = tuple(modality for modality in modalities if modality not in given)
     return Volume(data, grid, scan.id, tuple(sources), record, absent)
 
 
-def onto(found: Found, modality: str) -> Found:
+def onto(found: Found, modality: str, register: bool = False) -> Found:
     """The same scans, to be read on the grid of a modality, with the others resampled onto it.
+
+    ``register``: they are moved onto it first.
 
     Raises:
         UsageRefused: ``E_USAGE`` for a modality that the scans do not have.
@@ -188,7 +200,7 @@ def onto(found: Found, modality: str) -> Found:
     for scan in found.scans:
         if modality not in {file.modality for file in scan.files}:
             raise UsageRefused("E_USAGE", f"{modality} is no modality of the model.", "Name one that is.")
-    scans = tuple(replace(scan, reference=modality, resample=True) for scan in found.scans)
+    scans = tuple(replace(scan, reference=modality, resample=True, register=register) for scan in found.scans)
     return replace(found, scans=scans)
 
 

@@ -49,7 +49,7 @@ class Origin:
 
     def uid(self, *what: str) -> UID:
         """An identifier that follows from inputs, model, engine, options and software."""
-        keys = ("inputs", "reference", "resample", "model", "engine", "options")
+        keys = ("inputs", "reference", "resample", "register", "model", "engine", "options")
         made_by = {key: self.record.get(key) for key in keys}
         return uid_of(made_by, version("brainseg-runtime"), what)
 

@@ -63,6 +63,8 @@ class DicomScan:
     """Name and SHA-256 of the rules that chose."""
     modalities: tuple[str, ...]
     """The model's, in order."""
+    register: bool = False
+    """Whether series are moved onto the reference's first, rigidly."""
 
     @property
     def grid(self) -> Chosen:
@@ -72,7 +74,8 @@ class DicomScan:
     def identity(self) -> dict[str, Any]:
         """What a record of this scan must say, so that it speaks of the same bytes read the same way."""
         sources = [vars(Source(c.modality, c.series.name, sha256_of(c.series))) for c in self.chosen]
-        return {"inputs": sources, "reference": self.reference, "resample": self.resample}
+        way = {"resample": self.resample, "register": self.register}
+        return {"inputs": sources, "reference": self.reference, **way}
 
     def attachments(self, kinds: Collection[AttachmentKind], segmentation: Segmentation) -> list[Attachment]:
         """SEG and report, as far as they are asked for."""
@@ -88,12 +91,16 @@ class DicomScan:
         grid = self.grid.plan.geometry
         data = np.zeros((*grid.shape, len(self.modalities)), np.float32, order="F")
         sources, moved = [], []
-        for one in self.chosen:
+        standing = data[..., self.modalities.index(self.reference)]
+        # What the others are registered to comes first.
+        for one in sorted(self.chosen, key=lambda one: one.modality != self.reference):
             c = self.modalities.index(one.modality)
             pixels = load(one.series)
             sources.append(Source(one.modality, one.series.name, pixels.sha256))
             decode = partial(fill, series=one.series, way=one.plan, datasets=pixels.datasets)
-            moved.append(bring(decode, one.plan.geometry, grid, data[..., c], one.modality))
+            onto = standing if self.register and one is not self.grid else None
+            moved.append(bring(decode, one.plan.geometry, grid, data[..., c], one.modality, onto))
+        sources.sort(key=lambda source: self.modalities.index(source.modality))
         chosen = {one.modality for one in self.chosen}
         absent = tuple(modality for modality in self.modalities if modality not in chosen)
         record = {**self._record(), **record_of(moved)}
@@ -107,6 +114,7 @@ class DicomScan:
         return {
             "reference": self.reference,
             "resample": self.resample,
+            "register": self.register,
             "dicom": {"rules": dict(self.rules), "series": series},
         }
 
@@ -120,7 +128,11 @@ class FoundStudies:
 
 
 def find_studies(
-    inputs: Sequence[Path], spec: ModelSpec, rules: Rules, resample_to: str | None = None
+    inputs: Sequence[Path],
+    spec: ModelSpec,
+    rules: Rules,
+    resample_to: str | None = None,
+    register: bool = False,
 ) -> FoundStudies:
     """Find the studies in folders and zip archives of DICOM files, and choose a series per modality.
 
@@ -135,7 +147,7 @@ def find_studies(
     scans, refused = [], {}
     for study in studies:
         try:
-            scans.append(_scan(study, spec, rules, resample_to))
+            scans.append(_scan(study, spec, rules, resample_to, register))
         except ScanRefused as error:
             refused[study.name] = error
     return FoundStudies(tuple(sorted(scans, key=lambda scan: scan.id)), dict(sorted(refused.items())))
@@ -182,7 +194,7 @@ def _explained(one: Judged) -> list[str]:
 
 def _fate(study: Study, spec: ModelSpec, rules: Rules) -> str:
     try:
-        scan = _scan(study, spec, rules, None)
+        scan = _scan(study, spec, rules)
     except ScanRefused as error:
         return f"refused: {error}"
     return "read: " + ", ".join(f"{one.modality} from series {one.series.number}" for one in scan.chosen)
@@ -206,7 +218,9 @@ def _judge(series: Series, rules: Rules) -> Judged:
         return Judged(series, facts, reading, None, refusal)
 
 
-def _scan(study: Study, spec: ModelSpec, rules: Rules, resample_to: str | None) -> DicomScan:
+def _scan(
+    study: Study, spec: ModelSpec, rules: Rules, resample_to: str | None = None, register: bool = False
+) -> DicomScan:
     if study.refusal:
         raise study.refusal
     judged = judge(study, rules)
@@ -229,8 +243,10 @@ def _scan(study: Study, spec: ModelSpec, rules: Rules, resample_to: str | None) 
         resample_to is not None,
         {"name": rules.name, "sha256": rules.sha256},
         tuple(modality.name for modality in spec.modalities),
+        register,
     )
-    _require_one_frame(scan)
+    if not register:
+        _require_one_frame(scan)
     if not scan.resample:
         _require_one_grid(scan)
     return scan
@@ -322,7 +338,7 @@ def _require_one_frame(scan: DicomScan) -> None:
             "E_FRAME_OF_REFERENCE",
             f"{scan.id}: {groups} were measured in different frames of reference, so that the patient may "
             "have moved between them.",
-            "Register the series first; brainseg does not do it in silence.",
+            "Have them moved onto one of them: --register.",
         )
 
 

@@ -205,6 +205,15 @@ def test_an_optional_series_may_lack(folder):
     assert volume.data[..., [0, 1, 3]].max(axis=(0, 1, 2)).min() > 0
 
 
+def test_series_of_two_frames_are_registered_where_asked(folder):
+    """A patient who got up in between: refused, until ``--register`` moves the series onto one."""
+    save(with_series(flair=Made("flair", frame="other")), folder)
+    assert the_refusal(folder).code == "E_FRAME_OF_REFERENCE"
+    (scan,) = found(folder, resample_to="t1c", register=True).scans
+    assert scan.identity()["register"]
+    assert scan.identity() != replace(scan, register=False).identity()
+
+
 def test_what_contradicts_itself_is_not_taken_for_absent(folder):
     """A T1 whose description says T2 may be the T2 that seems to lack."""
     save(with_series(t1=Made("t1").with_header(SeriesDescription="t2_tse_tra"), without=("t2",)), folder)
