@@ -21,7 +21,7 @@ from brainseg_runtime.nifti import write_image, write_labels
 from brainseg_runtime.overlap import dice
 from brainseg_trainer.config import load
 from brainseg_trainer.dataset import find_training_scans
-from brainseg_trainer.evaluate import evaluate, mean_dice
+from brainseg_trainer.evaluate import evaluate
 from brainseg_trainer.fit import fit
 from brainseg_trainer.networks import load_network
 from brainseg_trainer.progress import Progress
@@ -72,43 +72,55 @@ def write_crops(found: list[Crop], folder: Path) -> None:
         write_labels(place / f"{crop.name}-seg.nii.gz", crop.labels, geometry)
 
 
-def discriminant(training: list[Crop], unseen: list[Crop]) -> dict[str, float]:
-    """Region -> mean Dice of the most likely of four Gaussians (quadratic discriminant analysis)."""
+Dices = dict[str, np.ndarray]
+"""Region -> Dice of every crop, 1 where both sides are empty (BraTS)."""
+
+
+def discriminant(training: list[Crop], unseen: list[Crop], *, shares: bool) -> Dices:
+    """Dice of the most likely of four Gaussians (quadratic discriminant analysis).
+
+    ``shares``: a label counts as much as it occurs in training; else all count alike.
+    """
     values = np.concatenate([crop.image[crop.inside] for crop in training]).astype(np.float64)
     labels = np.concatenate([crop.labels[crop.inside] for crop in training])
     means = [values[labels == label].mean(axis=0) for label in LABELS]
     spreads = [np.cov(values[labels == label].T) for label in LABELS]
-    shares = [np.log(np.mean(labels == label)) for label in LABELS]
+    before = [np.log(np.mean(labels == label)) if shares else 0.0 for label in LABELS]
 
     def answer(crop: Crop) -> np.ndarray:
         scores = []
-        for mean, spread, share in zip(means, spreads, shares, strict=True):
+        for mean, spread, prior in zip(means, spreads, before, strict=True):
             apart = crop.image.astype(np.float64) - mean
             distance = np.einsum("...i,ij,...j->...", apart, np.linalg.inv(spread), apart)
-            scores.append(share - (distance + np.linalg.slogdet(spread)[1]) / 2)
+            scores.append(prior - (distance + np.linalg.slogdet(spread)[1]) / 2)
         return np.where(crop.inside, np.array(LABELS)[np.argmax(scores, axis=0)], 0)
 
     answers = [answer(crop) for crop in unseen]
     return {
-        region: float(
-            np.mean(
-                [
-                    dice(np.isin(mine, members), np.isin(crop.labels, members))
-                    for mine, crop in zip(answers, unseen, strict=True)
-                ]
-            )
+        region: np.array(
+            [
+                dice(np.isin(mine, members), np.isin(crop.labels, members))
+                for mine, crop in zip(answers, unseen, strict=True)
+            ]
         )
         for region, members in REGIONS.items()
     }
 
 
-def table(ours: dict[str, float], theirs: dict[str, float]) -> str:
-    """Both answers side by side, in Markdown."""
-    lines = ["| region | network | quadratic discriminant | difference |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {region} | {ours[region]:.3f} | {theirs[region]:.3f} | {ours[region] - theirs[region]:+.3f} |"
-        for region in REGIONS
+def table(network: Dices, by_shares: Dices, alike: Dices, unseen: list[Crop]) -> str:
+    """All answers side by side, in Markdown, over all crops and over those that have the region."""
+    lines = [
+        "| region | crops | network | discriminant | difference | discriminant, labels alike | difference |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    for region, members in REGIONS.items():
+        there = np.array([np.isin(crop.labels, members).any() for crop in unseen])
+        for words, chosen in (("all", np.ones_like(there)), ("with it", there)):
+            ours, one, two = (float(d[region][chosen].mean()) for d in (network, by_shares, alike))
+            lines.append(
+                f"| {region} | {words}, {chosen.sum()} | {ours:.3f} | {one:.3f} | {ours - one:+.3f} "
+                f"| {two:.3f} | {ours - two:+.3f} |"
+            )
     return "\n".join(lines)
 
 
@@ -124,13 +136,16 @@ Written by `make cubes CUBES=<folder>` on {date.today()}: {platform.processor() 
 {crops[0]} crops of 32^3 voxels around lesions of BraTS 2020 (Menze 2015, Bakas 2017, Bakas 2018; research
 use) are trained on with [benchmarks/cubes.toml](../benchmarks/cubes.toml): {found["steps"]} steps in
 {found["seconds"] / 60:.0f} minutes. A part of their patients is held out to choose the network, which was
-that of step {found["best_step"]} (mean Dice {held_out}). {crops[1]} crops of other patients are then scored
-once. The quadratic discriminant is a Gaussian of the four intensities per label, fitted on the same training
-crops. Mean Dice:
+that of step {found["best_step"]} (mean Dice {held_out}). {crops[1]} crops of other patients are then scored.
+The quadratic discriminant is a Gaussian of the four intensities per label, fitted on the same training
+crops, labels weighed by how often they occur there, or all alike. Mean Dice, 1 where neither truth nor answer
+has the region:
 
 {results}
 
-The crops hold little healthy brain, so this says nothing about whole scans.
+The patients are another kind: those trained on have high-grade tumours, in which every core enhances; of the
+others many have low-grade ones, in which it does not. The crops hold little healthy brain, so this says
+nothing about whole scans.
 """
 
 
@@ -163,7 +178,10 @@ def main(
         source.scans,
         lambda done, total: progress("scoring crops", done, total),
     )
-    results = table(mean_dice(scores), discriminant(training, unseen))
+    ours = {score.scan: score.dice for score in scores}
+    network = {region: np.array([ours[crop.name][region] for crop in unseen]) for region in REGIONS}
+    baselines = (discriminant(training, unseen, shares=shares) for shares in (True, False))
+    results = table(network, *baselines, unseen)
     typer.echo(results)
     if write:
         write.write_text(page(results, (len(training), len(unseen)), run))

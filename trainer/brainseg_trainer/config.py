@@ -94,6 +94,8 @@ class Data:
     """As in ``ModelSpec``."""
     augmentation: Literal["none", "light", "full"] = "light"
     """``light``: mirrors and intensities. ``full``: nnU-Net's table, a bias field and absent modalities."""
+    unenhanced: float = 0.0
+    """Share of the tiles whose tumour is made to take up no contrast agent: see ``augment.enhancement``."""
     fold: int = 0
     """1 to 5: which fold of a cross-validation is held out, instead of a share; 0: none is."""
 
@@ -201,6 +203,9 @@ class TrainConfig:
             "data.tile is positive": min(data.tile) > 0,
             "data.validation is between 0 and 1": 0 < data.validation < 1,
             "data.tumour is 0 to 1": 0 <= data.tumour <= 1,
+            "data.unenhanced is 0 to 1, and 0 without t1 and t1c": (
+                0 <= data.unenhanced <= 1 and (data.unenhanced == 0 or {"t1", "t1c"} <= set(task.modalities))
+            ),
             "data.fold is 0 to 5": 0 <= data.fold <= 5,
             "loss.kind bce and dice_bce are for sigmoid, dice_ce for softmax": (
                 task.activation == ("softmax" if loss.kind == "dice_ce" else "sigmoid")

@@ -24,6 +24,7 @@ from brainseg_runtime.volume import Volume
 from numpy.typing import NDArray
 
 from brainseg_trainer.augment import intensity, light, space
+from brainseg_trainer.augment.enhancement import unenhanced
 from brainseg_trainer.config import Data, TrainConfig
 from brainseg_trainer.distances import signed_distances
 from brainseg_trainer.example import Example
@@ -178,7 +179,7 @@ def draw_batch(
         turn, place = divmod(step * config.training.batch + n, len(examples))
         order = np.random.default_rng([config.seed, ORDER, turn]).permutation(len(examples))
         rng = np.random.default_rng([config.seed, TILE, step, n])
-        image, labels = _draw_tile(examples[order[place]], config.data, rng, altered)
+        image, labels = _draw_tile(examples[order[place]], config.data, spec, rng, altered)
         images.append(image)
         truths.append(_truth(labels, spec, config, examples[order[place]].kind, step))
     return np.stack(images), np.stack(truths)
@@ -192,7 +193,7 @@ TUMOUR_VOXELS = 2000
 
 
 def _draw_tile(
-    example: Example, data: Data, rng: np.random.Generator, altered: bool
+    example: Example, data: Data, spec: ModelSpec, rng: np.random.Generator, altered: bool
 ) -> tuple[NDArray[np.float32], Labels]:
     """A tile of an example and its labels, altered as the configuration says."""
     tile = data.tile
@@ -203,10 +204,15 @@ def _draw_tile(
         start = np.clip(centre - np.array(tile) // 2, 0, room)
     first = (int(start[0]), int(start[1]), int(start[2]))
     channels = example.data.shape[-1]
+    plain = altered and data.unenhanced > 0 and rng.random() < data.unenhanced
     if altered and data.augmentation == "full":
         image, labels = space.sample(example, first, tile, data.spacing, space.draw(rng, data.spacing))
+        if plain:
+            image, labels = unenhanced(image, labels, spec)
         return intensity.apply(intensity.draw(rng, channels), image), labels
     image, labels = space.cut(example, first, tile)
+    if plain:
+        image, labels = unenhanced(image, labels, spec)
     if altered and data.augmentation == "light":
         return light.apply(light.draw(rng, channels), image, labels)
     return image, labels
