@@ -100,7 +100,8 @@ def make_seg(segmentation: Segmentation, origin: Origin, kind: SegType) -> Datas
 def labels_in(seg: Dataset, geometry: Geometry, values: Sequence[int]) -> NDArray[np.uint8]:
     """The labels (I, J, K) that a SEG puts on a grid: every pixel goes where its own frame says it lies.
 
-    ``values`` are the labels of segments 1, 2, ... It shares nothing with the code that writes.
+    ``values`` are the labels of segments 1, 2, ... Of a FRACTIONAL SEG half of a voxel or more counts
+    (PS3.3 C.8.20). It shares nothing with the code that writes.
 
     Raises:
         BrainsegError: ``E_READBACK`` if a frame does not lie on the grid.
@@ -108,6 +109,8 @@ def labels_in(seg: Dataset, geometry: Geometry, values: Sequence[int]) -> NDArra
     labels = np.zeros(geometry.shape, np.uint8)
     to_voxel = np.asarray(np.linalg.inv(geometry.affine) @ RAS_FROM_LPS, np.float64)
     frames = seg.pixel_array.reshape(-1, int(seg.Rows), int(seg.Columns))
+    if seg.SegmentationType == "FRACTIONAL":
+        frames = 2 * frames.astype(np.uint16) >= int(seg.MaximumFractionalValue)
     shared = seg.SharedFunctionalGroupsSequence[0]
     for frame, own in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
         start, along_row, along_column = _placed(shared, own, to_voxel)

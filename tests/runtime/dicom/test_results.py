@@ -176,6 +176,24 @@ def test_a_report_holds_the_volumes_of_the_json(folder, tmp_path):
     )
 
 
+def test_a_report_holds_the_flags_of_the_json(folder, tmp_path):
+    """Every reason to look twice stands in the report as a comment, word for word."""
+    save(study(grid=OBLIQUE), folder)
+    without = replace(SPEC, modalities=tuple(replace(m, optional=m.name == "t2") for m in SPEC.modalities))
+    for path in folder.iterdir():
+        if pydicom.dcmread(path, stop_before_pixels=True).SeriesNumber == 4:
+            path.unlink()
+    found = find_studies([folder], without, load_rules())
+    with Segmenter(without, toy_engine(without), model={"name": "toy", "sha256": "ab" * 32}) as segmenter:
+        (done,) = run(segmenter, found, tmp_path / "out", attachments=("dicom-seg", "dicom-sr"))
+    contents = json.loads(done.written.json.read_text())
+    report = pydicom.dcmread(next((tmp_path / "out").glob("*_sr.dcm")))
+    texts = {str(item.TextValue) for item in report.ContentSequence if item.ValueType == "TEXT"}
+    words = [flag["words"] for flag in contents["flags"]]
+    assert any("t2 was not given" in word for word in words)
+    assert set(words) <= texts
+
+
 def test_what_does_not_read_back_is_not_kept(folder, tmp_path, monkeypatch):
     """A SEG that holds other voxels fails its scan, and neither SEG nor JSON is left."""
     save(study(grid=OBLIQUE), folder)

@@ -136,6 +136,8 @@ SAMPLES = {
     "highdicom/seg_image_ct_binary.dcm": "BINARY",
     "highdicom/seg_image_ct_binary_overlap.dcm": "BINARY",
     "highdicom/seg_image_ct_binary_single_frame.dcm": "BINARY",
+    "highdicom/seg_image_ct_binary_fractional.dcm": "FRACTIONAL",
+    "highdicom/seg_image_ct_true_fractional.dcm": "FRACTIONAL",
 }
 
 
@@ -149,6 +151,18 @@ def test_segs_of_other_writers_are_read_where_they_lie(data_root, name):
     top = max(int(segment.SegmentNumber) for segment in seg.SegmentSequence)
     labels = labels_in(seg, geometry, list(range(1, top + 1)))
     np.testing.assert_array_equal(labels > 0, expected)
+
+
+@pytest.mark.data
+def test_one_mask_in_two_encodings_is_one_mask(data_root):
+    """The same segmentation, written as BINARY and as FRACTIONAL by another library."""
+    folder = data_root / "dicom-seg-samples" / "highdicom"
+    masks = []
+    for name in ("binary", "binary_fractional"):
+        seg = pydicom.dcmread(folder / f"seg_image_ct_{name}.dcm")
+        masks.append(labels_in(seg, grid_around(seg)[0], [1]))
+    np.testing.assert_array_equal(*masks)
+    assert masks[0].any()
 
 
 def grid_around(seg):
@@ -170,8 +184,9 @@ def grid_around(seg):
     geometry = Geometry((int(seg.Columns), int(seg.Rows), slices), RAS_FROM_LPS @ lps)
     expected = np.zeros(geometry.shape, bool)
     frames = seg.pixel_array.reshape(-1, int(seg.Rows), int(seg.Columns))
+    least = seg.MaximumFractionalValue / 2 if seg.SegmentationType == "FRACTIONAL" else 1
     for frame, height in zip(frames, heights, strict=True):
-        expected[:, :, round((height - levels[0]) / step)] |= frame.T > 0
+        expected[:, :, round((height - levels[0]) / step)] |= least <= frame.T
     return geometry, expected
 
 
