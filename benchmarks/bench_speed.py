@@ -24,6 +24,7 @@ from brainseg_runtime.preprocess import prepare
 from brainseg_runtime.scans import Found, find_scans, read
 from brainseg_runtime.segmenter import Segmenter
 from brainseg_runtime.tiles import Tiling, predict
+from dicoms import Grid, save, study
 
 from benchmarks.work import conv_flops, gemm_peak
 
@@ -145,6 +146,40 @@ def test_folder(benchmark, engines, scan, spec, tmp_path):
         "slowest_stage": round(max(stages.values()), 3),
         "times_the_floor": round(alone / floor, 2),
         "peak_memory_mb": [written[1]["peak_memory_mb"], written[-1]["peak_memory_mb"]],
+    }
+
+
+READ = """
+import json, sys, time
+from pathlib import Path
+from brainseg_runtime.dicom.rules import load_rules
+from brainseg_runtime.dicom.study import find_studies
+from brainseg_runtime.spec import ModelSpec
+spec = ModelSpec.from_json(sys.stdin.read())
+began = time.perf_counter()
+(scan,) = find_studies([Path(sys.argv[1])], spec, load_rules()).scans
+shape = scan.read().data.shape
+seconds = time.perf_counter() - began
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"shape": shape, "seconds": seconds, "peak_memory_mb": peak / 1024}))
+"""
+
+
+def test_dicom_study(benchmark, spec, tmp_path):
+    """Four classic DICOM series of 240x240x155 voxels, chosen and read in a process of its own."""
+    save(study(grid=Grid(240, 240, 155, 1.0, 1.0, 1.0)), tmp_path)
+    found = []
+
+    def one_round():
+        asked = [sys.executable, "-c", READ, str(tmp_path)]
+        done = subprocess.run(asked, input=spec.to_json(), capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout))
+
+    benchmark.pedantic(one_round, rounds=3, warmup_rounds=1)
+    benchmark.extra_info["dicom"] = {
+        "shape": found[0]["shape"],
+        "seconds": round(median(one["seconds"] for one in found[1:]), 2),
+        "peak_memory_mb": round(max(one["peak_memory_mb"] for one in found)),
     }
 
 

@@ -102,6 +102,16 @@ def _folder(found: list[dict]) -> list[str]:
     ]
 
 
+def _dicom(found: list[dict]) -> list[str]:
+    (dicom,) = found
+    i, j, k, c = dicom["shape"]
+    return [
+        f"A DICOM study of {c} series of {i}x{j}x{k} voxels, chosen and read: {dicom['seconds']:.2f} s, "
+        f"{dicom['peak_memory_mb']:.0f} MB at the peak.",
+        "",
+    ]
+
+
 def _cold(found: list[dict]) -> list[str]:
     return [
         "From the shell to the first mask of the demo's bundle: "
@@ -146,6 +156,7 @@ SECTIONS = {
     "schemes": _schemes,
     "gemm": _gemm,
     "folder": _folder,
+    "dicom": _dicom,
     "cold": _cold,
     "parity": _parity,
     "whole": _whole,
