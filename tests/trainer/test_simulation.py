@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.errors import ScanRefused, UsageRefused
 from brainseg_runtime.scans import find_scans
 from brainseg_trainer.fit import fit
 from brainseg_trainer.run import RunFolder
@@ -176,11 +176,37 @@ def test_a_network_trains_on_simulated_heads(made, small_config, tmp_path):
     found = run.read_metrics()["validation"]
     assert set(found["scans"]) == {"other-000", "crops-000", "healthy-000"}
     assert found["trained_on"] == []
-    other = replace(config, data=replace(config.data, spacing=(1.0, 1.0, 1.0)))
-    begun = RunFolder(tmp_path / "other")
-    begun.begin(other)
-    with pytest.raises(ScanRefused, match="E_SPACING"):
-        fit(data, begun, quiet)
+    others = {
+        "E_SPACING": replace(config, data=replace(config.data, spacing=(1.0, 1.0, 1.0))),
+        "no distances": replace(config, loss=replace(config.loss, kind="boundary")),
+        "no folds": replace(config, data=replace(config.data, fold=2)),
+    }
+    for n, (words, other) in enumerate(others.items()):
+        begun = RunFolder(tmp_path / f"other{n}")
+        begun.begin(other)
+        with pytest.raises((ScanRefused, UsageRefused), match=words):
+            fit(data, begun, quiet)
+
+
+def test_truth_is_as_the_task_wants_it(made, small_config, tmp_path):
+    """A softmax task gets a mask a label that add up to 1, and only the modalities that it has."""
+    from brainseg_trainer.simulation.scans import SimulatedBatches
+
+    made.save(tmp_path / TRAINING)
+    config = replace(
+        small_config,
+        task=replace(small_config.task, modalities=("flair", "t1c"), activation="softmax"),
+        loss=replace(small_config.loss, kind="dice_ce"),
+        data=replace(small_config.data, spacing=SPACING_MM, tile=(32, 32, 32)),
+    )
+    batches = SimulatedBatches(tmp_path / TRAINING, glioma_spec(config, (8, 8, 8)), config)
+    images, truth = (np.asarray(part) for part in batches(3))
+    assert images.shape == (2, 32, 32, 32, 2)
+    assert truth.shape == (2, 32, 32, 32, 4)
+    np.testing.assert_array_equal(truth.sum(axis=-1), 1)
+    np.testing.assert_array_equal(batches(3)[0], images)
+    assert (np.asarray(batches(4)[0]) != images).any()
+    assert (np.asarray(batches(3, altered=False)[0]) != images).any()
 
 
 @pytest.mark.data

@@ -197,6 +197,10 @@ class _Session:
         """What draws the batch of a step."""
         if self.data.simulation:
             require_jax()
+            if self.workers.count > 1:
+                raise UsageRefused(
+                    "E_USAGE", "simulated heads are drawn by one worker.", "Start it alone, on all devices."
+                )
             from brainseg_trainer.simulation.scans import SimulatedBatches
 
             return SimulatedBatches(self.data.simulation, self.data.spec, self.config)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.errors import ScanRefused, UsageRefused
 from brainseg_runtime.scans import Scan
 from brainseg_runtime.spec import ModelSpec
 
@@ -49,6 +49,8 @@ class DataSet:
             ScanRefused: ``E_TOO_FEW_SCANS`` for fewer patients than it takes, ``E_FOLDS``.
         """
         if self.simulation:
+            if config.data.fold:
+                raise UsageRefused("E_USAGE", "simulated heads have no folds.", "Set data.fold to 0.")
             return (), self.scans.scans
         patients = {scan: origin.patient for scan, origin in self.origins.items()}
         if config.data.fold:

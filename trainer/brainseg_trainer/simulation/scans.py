@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from brainseg_runtime.errors import ScanRefused
+from brainseg_runtime.errors import ScanRefused, UsageRefused
 from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.nifti import write_image, write_labels
 from brainseg_runtime.spec import ModelSpec
@@ -18,6 +18,7 @@ from brainseg_trainer.task import BRATS_WORDS
 
 __all__ = ["SimulatedBatches", "write_held_out"]
 
+MODALITIES = tuple(BRATS_WORDS)
 STEPS, CALM = 0, 1
 """Streams of random numbers that must not meet: batches of steps, and those that norms are measured on."""
 SHAPE = (80, 96, 128)
@@ -38,7 +39,13 @@ class SimulatedBatches:
     """Draws the batch of any step; the same step gives the same batch."""
 
     def __init__(self, ingredients: Path, spec: ModelSpec, config: TrainConfig) -> None:
-        """Raises ``ScanRefused`` ``E_SPACING`` where the configuration wants another grid."""
+        """Raises ``ScanRefused`` ``E_SPACING`` and ``UsageRefused`` where the configuration asks for more."""
+        if config.loss.kind == "boundary" or config.data.normalisation != "zscore" or config.task.types:
+            raise UsageRefused(
+                "E_USAGE",
+                "simulated heads are z-scored, have no types, and no distances for the loss boundary.",
+                "Change task.types, data.normalisation or loss.kind.",
+            )
         if not np.allclose(config.data.spacing, SPACING_MM, atol=1e-3):
             raise ScanRefused(
                 "E_SPACING",
@@ -47,14 +54,16 @@ class SimulatedBatches:
             )
         self._draw: Generator = generator(Ingredients.load(ingredients), config.data.tile, USUAL)
         self._seed, self._batch = config.seed, config.training.batch
-        self._members = [region.labels for region in spec.regions]
+        regions = [region.labels for region in spec.regions]
+        self._members = [(value,) for value in spec.channels] if spec.channels else regions
+        self._channels = jnp.array([MODALITIES.index(modality.name) for modality in spec.modalities])
 
     def __call__(self, step: int, *, altered: bool = True) -> tuple[jax.Array, jax.Array]:
         """Images (N, i, j, k, C) and masks (N, i, j, k, R); not ``altered``: of another stream."""
         key = jax.random.fold_in(jax.random.key(self._seed), STEPS if altered else CALM)
         images, labels = self._draw(jax.random.split(jax.random.fold_in(key, step), self._batch))
         masks = [jnp.isin(labels, jnp.array(members)) for members in self._members]
-        return images, jnp.stack(masks, axis=-1).astype(jnp.float32)
+        return images[..., self._channels], jnp.stack(masks, axis=-1).astype(jnp.float32)
 
 
 def write_held_out(
