@@ -40,7 +40,10 @@ def infer(
             metavar="SCANS...", help="Folders of scans, or one scan's folder.", show_default=False
         ),
     ],
-    model: Annotated[Path, typer.Option("--model", "-m", help="The bundle to run.", show_default=False)],
+    model: Annotated[
+        list[Path],
+        typer.Option("--model", "-m", help="The bundle to run; several are averaged.", show_default=False),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("out"),
     engine: Annotated[
         Literal["auto", "openvino", "ort"],
@@ -64,6 +67,9 @@ def infer(
             min=0.0, max=0.75, help="Share of a tile that its neighbours see too.", show_default="the model's"
         ),
     ] = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average over all mirror images: 8 times the work.")
+    ] = False,
     max_memory: Annotated[
         int | None,
         typer.Option(
@@ -132,7 +138,7 @@ def infer(
     from brainseg_runtime.segmenter import load
 
     if explain_matching:
-        spec = Bundle.open(model).spec
+        spec = Bundle.open(model[0]).spec
         typer.echo(explain(find_scans(inputs, spec), spec))
         return
     asked: dict[AttachmentKind, bool] = {
@@ -156,6 +162,7 @@ def infer(
         batch=batch,
         tile=tile,
         overlap=overlap,
+        tta=tta,
         max_memory=None if max_memory is None else max_memory * MEGABYTE,
     ) as segmenter:
         say = _speaker(as_json, quiet)

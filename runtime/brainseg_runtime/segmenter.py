@@ -1,7 +1,7 @@
 """A model, opened and ready: one volume in, one segmentation out."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,8 @@ from brainseg_runtime.bundle import Bundle, Precision
 from brainseg_runtime.certainty import Survey
 from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.engines.choice import EngineName, choose, open_engine
+from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
+from brainseg_runtime.ensemble import identity_of, joint_spec
 from brainseg_runtime.errors import BundleInvalid, UsageRefused
 from brainseg_runtime.labels import drop_specks
 from brainseg_runtime.memory import Plan, plan
@@ -60,9 +62,11 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         model: Mapping[str, str] | None = None,
         why: str = "as given",
         max_memory: int | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         """``batch`` tiles are computed at a time; results say ``model``, and ``why`` it is this engine.
 
+        ``options`` are what else the results must tell of how they were computed.
         ``max_memory`` in bytes, by default the machine's: a scan that would take more is refused.
         """
         self.spec = spec
@@ -71,6 +75,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         self.model = dict(model or {"name": spec.name})
         self.why = why
         self.max_memory = max_memory
+        self.options = dict(options or {})
 
     def plan(self, placement: Placement) -> Plan:
         """How a scan would be computed, and the memory that this would take.
@@ -148,7 +153,12 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         return {
             "model": self.model,
             "engine": vars(self.engine.identity),
-            "options": {"batch": self.batch, "scheme": self.spec.scheme, **self._tiles()},
+            "options": {
+                "batch": self.batch,
+                "scheme": self.spec.scheme,
+                **self._tiles(),
+                **self.options,
+            },
         }
 
     def _type(self, logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> dict[str, Any]:
@@ -175,7 +185,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
 
 
 def load(
-    model: Path | str,
+    model: Path | str | Sequence[Path | str],
     engine: EngineName = "auto",
     *,
     precision: Precision = "fp32",
@@ -184,29 +194,49 @@ def load(
     batch: int = 1,
     tile: int | None = None,
     overlap: float | None = None,
+    tta: bool = False,
     max_memory: int | None = None,
 ) -> Segmenter:
     """Open a bundle, check every byte of it, open an engine, and prove the engine on the golden tile.
 
+    Several bundles of one task answer as one: their logits are averaged. With ``tta`` those of all mirror
+    images of a tile are.
     ``tile`` (voxels a side) or ``overlap`` (a fraction) put blended tiles in place of the spec's scheme;
     ``max_memory`` in bytes.
 
     Raises:
-        UsageRefused: ``E_USAGE`` for a tile or an overlap that the model cannot have.
+        UsageRefused: ``E_USAGE`` for a tile or an overlap that the model cannot have, or bundles that make
+            no ensemble.
         BundleInvalid: the bundle is damaged, uncertified for the engine, or fails its self-test.
         EngineUnavailable: the engine or device is not to be had here.
     """
-    bundle = Bundle.open(model)
-    spec = _retiled(bundle.spec, tile, overlap)
-    choice = choose(bundle, engine, precision, device)
-    opened = open_engine(bundle, choice.engine, precision=precision, device=device, threads=threads)
+    bundles = [Bundle.open(path) for path in ([model] if isinstance(model, str | Path) else model)]
+    joint = joint_spec([bundle.spec for bundle in bundles])
+    spec = _retiled(joint, tile, overlap)
+    choice = choose(bundles[0], engine, precision, device)
+    opened: list[Engine] = []
     try:
-        selftest.check(opened, bundle.golden())
+        for bundle in bundles:
+            opened.append(
+                open_engine(bundle, choice.engine, precision=precision, device=device, threads=threads)
+            )
+            selftest.check(opened[-1], bundle.golden())
     except BaseException:
-        opened.close()
+        for one in opened:
+            one.close()
         raise
-    identity = {"name": bundle.spec.name, "sha256": bundle.sha256}
-    return Segmenter(spec, opened, batch=batch, model=identity, why=choice.why, max_memory=max_memory)
+    told: dict[str, Any] = {"tta": True} if tta else {}
+    if len(bundles) > 1:
+        told["ensemble"] = [identity_of([bundle], spec) for bundle in bundles]
+    return Segmenter(
+        spec,
+        MeanEngine(opened, mirrors_of(spec) if tta else ((),)) if told else opened[0],
+        batch=batch,
+        model=identity_of(bundles, joint),
+        why=choice.why,
+        max_memory=max_memory,
+        options=told,
+    )
 
 
 def _since(started: float, stage: str) -> dict[str, float]:

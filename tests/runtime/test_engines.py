@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from brainseg_runtime.engines.choice import Choice, choose, open_engine
+from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
 from brainseg_runtime.engines.openvino import OpenvinoEngine
 from brainseg_runtime.engines.ort import OrtEngine
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable, UsageRefused
@@ -15,6 +16,7 @@ SPEC = toy_spec()
 
 ENGINES = {
     "function": lambda: toy_engine(SPEC),
+    "mean": lambda: MeanEngine([toy_engine(SPEC), toy_engine(SPEC)], mirrors_of(SPEC)),
     "ort": lambda: OrtEngine(toy_graph(SPEC), SPEC, "fp32"),
     "ort one thread": lambda: OrtEngine(toy_graph(SPEC), SPEC, "fp32", threads=1),
     "openvino": lambda: OpenvinoEngine(toy_graph(SPEC), SPEC, "fp32"),
