@@ -101,6 +101,39 @@ def test_schemes(benchmark, engines, scan, spec):
     }
 
 
+SIDES = (64, 96, 128, 160, 192)
+"""Voxels along the edge of a cube."""
+
+
+def test_cost_of_size(benchmark, engines):
+    """One pass over cubes of more and more voxels, with each engine."""
+    rng = np.random.default_rng(0)
+    cubes = {side: rng.normal(size=(1, side, side, side, 4)).astype(np.float32) for side in SIDES}
+    seconds = {name: {} for name in engines}
+
+    def one_round():
+        for side, cube in cubes.items():
+            for name, engine in engines.items():
+                seconds[name].setdefault(side, []).append(_seconds(lambda e=engine, c=cube: e.infer(c)))
+
+    benchmark.pedantic(one_round, rounds=3, warmup_rounds=1)
+    benchmark.extra_info["size"] = {
+        name: {str(side): round(median(values[1:]), 3) for side, values in sides.items()}
+        for name, sides in seconds.items()
+    }
+
+
+def test_cost_of_tiles(benchmark, engines, spec):
+    """A head of 160x192x160 voxels in half-overlapping tiles of several sizes, and in one pass."""
+    head = np.random.default_rng(0).normal(size=(160, 192, 160, 4)).astype(np.float32)
+    specs = {str(side): replace(spec, scheme="tiles", tile=(side,) * 3) for side in (64, 96, 128)}
+    works = {
+        name: lambda tiled=tiled: predict(head, engines["openvino"], tiled)
+        for name, tiled in {**specs, "one pass": spec}.items()
+    }
+    benchmark.extra_info["tile"] = _in_turn(benchmark, works, "one pass", rounds=1)
+
+
 def test_share_of_the_machine(benchmark, engines, graph):
     """The network's arithmetic a second, beside the best that a matrix product reaches here."""
     grid = (160, 192, 160)
@@ -135,6 +168,11 @@ def test_folder(benchmark, engines, scan, spec, tmp_path):
         written.extend(outcome.written.contents for outcome in outcomes)
         cpu.append(time.process_time() - before)
 
+    few = {}
+    for scans in (1, 2, 4):
+        part = replace(found, scans=found.scans[:scans])
+        outcomes = run(Segmenter(spec, engines["openvino"]), part, tmp_path / "few", overwrite=True)
+        few[str(scans)] = round(_seconds(lambda outcomes=outcomes: list(outcomes)), 3)
     benchmark.pedantic(folder, rounds=1)
     alone = benchmark.stats.stats.min / count
     stages = {s: median(w["seconds"][s] for w in written) for s in written[0]["seconds"]}
@@ -146,6 +184,7 @@ def test_folder(benchmark, engines, scan, spec, tmp_path):
         "slowest_stage": round(max(stages.values()), 3),
         "times_the_floor": round(alone / floor, 2),
         "peak_memory_mb": [written[1]["peak_memory_mb"], written[-1]["peak_memory_mb"]],
+        "by_count": {**few, str(count): round(alone * count, 3)},
     }
 
 

@@ -102,6 +102,36 @@ def _folder(found: list[dict]) -> list[str]:
     ]
 
 
+def draw_costs(data: dict, path: Path) -> None:
+    """Seconds against voxels, tiles and scans, as one picture, where all three were measured."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = {name: value for entry in data["benchmarks"] for name, value in entry["extra_info"].items()}
+    if not {"size", "tile", "folder"} <= set(found):
+        return
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for engine, sides in found["size"].items():
+        left.plot([int(s) ** 3 / 1e6 for s in sides], list(sides.values()), marker="o", label=engine)
+    left.set(title="One pass of s2d over a cube", xlabel="million voxels", ylabel="seconds")
+    left.legend()
+    tiles = found["tile"]
+    middle.bar(
+        [f"{name}^3" if name.isdigit() else name for name in tiles], [t["seconds"] for t in tiles.values()]
+    )
+    middle.set(title="A head of 160x192x160 voxels", xlabel="tiles, half overlapping", ylabel="seconds")
+    counts = found["folder"]["by_count"]
+    right.plot([int(n) for n in counts], list(counts.values()), marker="o")
+    right.set(title="Scans of 240x240x155, file to file", xlabel="scans", ylabel="seconds")
+    for axes in (left, right):
+        axes.set(xlim=(0, None), ylim=(0, None))
+    for axes in (left, middle, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=90)
+
+
 def _dicom(found: list[dict]) -> list[str]:
     (dicom,) = found
     i, j, k, c = dicom["shape"]
@@ -172,6 +202,7 @@ def main() -> None:
     text = report(json.loads(arguments.json.read_text()))
     print(text)  # noqa: T201
     if arguments.readme:
+        draw_costs(json.loads(arguments.json.read_text()), arguments.readme.parent / "docs" / "cost.png")
         readme = arguments.readme.read_text()
         before, rest = readme.split(BEGIN)
         after = rest.split(END)[1]
