@@ -153,7 +153,7 @@ def test_folder(benchmark, engines, scan, spec, tmp_path):
 
     Memory is that of this process, Keras and all: what counts is that it does not grow.
     """
-    count = 8
+    count = 20
     for n in range(count):
         for file in scan.files:
             folder = tmp_path / "scans" / f"scan{n:02}"
