@@ -10,7 +10,14 @@ from brainseg_trainer.fit import fit
 from brainseg_trainer.run import RunFolder
 from brainseg_trainer.simulation import HELD_OUT, TRAINING
 from brainseg_trainer.simulation.appearance import PARTS, measured
-from brainseg_trainer.simulation.ingredients import HALF_MM, SPACING_MM, TISSUES, Ingredients, gather
+from brainseg_trainer.simulation.ingredients import (
+    HALF_MM,
+    ORIGIN_MM,
+    SPACING_MM,
+    TISSUES,
+    Ingredients,
+    gather,
+)
 from brainseg_trainer.task import glioma_spec
 
 from .conftest import quiet
@@ -36,7 +43,7 @@ def made():
         head[ball(head.shape, radius)] = TISSUES.index(tissue)
     tumour = np.zeros((128, 128, 128), np.uint8)
     # Where (15, 10, 5) mm about the middle of the brain lies in the label volumes' 240 x 240 x 155 mm.
-    middle = np.array([240 - 118.5 + 15, 240 - 130.5 + 10, 73 + 5]) / SPACING_MM - 0.5
+    middle = (np.array([15, 10, 5]) + ORIGIN_MM) / SPACING_MM - 0.5
     apart = (np.moveaxis(np.indices(tumour.shape), 0, -1) - middle) * SPACING_MM
     for radius, label in ((18, 2), (11, 3), (6, 1)):
         tumour[np.linalg.norm(apart, axis=-1) < radius] = label
@@ -64,7 +71,8 @@ def made():
 @pytest.fixture(scope="module")
 def draw(made):
     """Draws four heads of a setting; compiled once for all of them."""
-    from brainseg_trainer.simulation.heads import USUAL, generator
+    from brainseg_trainer.simulation.heads import generator
+    from brainseg_trainer.simulation.setting import USUAL
 
     def heads(seed=0, **setting):
         keys = jax.random.split(jax.random.key(seed), 4)

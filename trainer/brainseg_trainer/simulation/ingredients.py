@@ -26,6 +26,8 @@ SPACING_MM = (1.875, 1.875, 155 / 128)
 BRAIN_CENTRE_MM = (118.5, 130.5, 73.0)
 """Middle of the brain in BraTS' space, from its first voxel along L, P, S; the same within 2 mm in all
 scans, since they were registered to one atlas (SRI24)."""
+ORIGIN_MM = (240 - BRAIN_CENTRE_MM[0], 240 - BRAIN_CENTRE_MM[1], BRAIN_CENTRE_MM[2])
+"""The same on R, A, S, as tumours and crops are kept."""
 HALF_MM = (84, 104, 88)
 """How far a head reaches about the middle of its brain."""
 CROP_STEP = 0.06
@@ -224,9 +226,8 @@ def _middle(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _to_mm(voxel: NDArray[np.float64]) -> NDArray[np.float64]:
-    x, y, z = (voxel + 0.5) * SPACING_MM
-    left, back, up = BRAIN_CENTRE_MM
-    return np.array([x - (240 - left), y - (240 - back), z - up])
+    middle: NDArray[np.float64] = (voxel + 0.5) * SPACING_MM - ORIGIN_MM
+    return middle
 
 
 def _crops(files: list[Path], index: Path) -> _Crops:

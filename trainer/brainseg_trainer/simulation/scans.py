@@ -12,8 +12,9 @@ from brainseg_runtime.nifti import write_image, write_labels
 from brainseg_runtime.spec import ModelSpec
 
 from brainseg_trainer.config import TrainConfig
-from brainseg_trainer.simulation.heads import OTHER, USUAL, Generator, Setting, generator
+from brainseg_trainer.simulation.heads import Generator, generator
 from brainseg_trainer.simulation.ingredients import SPACING_MM, Ingredients
+from brainseg_trainer.simulation.setting import OTHER, USUAL, Setting
 from brainseg_trainer.task import BRATS_WORDS
 
 __all__ = ["SimulatedBatches", "write_held_out"]
