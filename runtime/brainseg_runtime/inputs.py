@@ -3,14 +3,13 @@
 import os
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from brainseg_runtime.errors import EngineUnavailable, UsageRefused
+from brainseg_runtime.errors import UsageRefused
+from brainseg_runtime.extras import require
 from brainseg_runtime.layouts import IMAGE
 from brainseg_runtime.outputs import DICOM_KINDS, AttachmentKind
-from brainseg_runtime.registration import require as require_registration
 from brainseg_runtime.scans import find_scans, onto
 from brainseg_runtime.spec import ModelSpec
 
@@ -60,7 +59,7 @@ def find(
         EngineUnavailable: ``E_EXTRA_MISSING``.
     """
     if register:
-        require_registration()
+        require("--register", ("SimpleITK",), "brainseg-runtime[register]")
         resample_to = resample_to or spec.reference
     if kind == "dicom":
         require_dicom()
@@ -110,12 +109,7 @@ def require_dicom() -> None:
     Raises:
         EngineUnavailable: ``E_EXTRA_MISSING`` with the line that installs it.
     """
-    if find_spec("pydicom") is None or find_spec("highdicom") is None:
-        raise EngineUnavailable(
-            "E_EXTRA_MISSING",
-            "DICOM needs pydicom and highdicom, which are not installed.",
-            'Install them: pip install "brainseg-runtime[dicom]"',
-        )
+    require("DICOM", ("pydicom", "highdicom"), "brainseg-runtime[dicom]")
 
 
 def _files(path: Path) -> Iterator[Path]:

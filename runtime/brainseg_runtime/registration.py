@@ -3,17 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brainseg_runtime.errors import EngineUnavailable, ScanRefused
+from brainseg_runtime.errors import ScanRefused
 from brainseg_runtime.geometry import Affine, Geometry
 
-__all__ = ["Motion", "register", "require"]
+__all__ = ["Motion", "register"]
 
 Voxels = NDArray[np.float32]
 Sitk = Any
@@ -50,20 +49,6 @@ class Motion:
     def moves(self) -> bool:
         """Whether anything in the head moves by more than ``STILL_MM``."""
         return bool(self.mm + np.radians(self.degrees) * RADIUS_MM > STILL_MM)
-
-
-def require() -> None:
-    """Refuse early where nothing can be registered.
-
-    Raises:
-        EngineUnavailable: ``E_EXTRA_MISSING`` with the line that installs it.
-    """
-    if find_spec("SimpleITK") is None:
-        raise EngineUnavailable(
-            "E_EXTRA_MISSING",
-            "--register needs SimpleITK, which is not installed.",
-            'Install it: pip install "brainseg-runtime[register]"',
-        )
 
 
 def register(image: Voxels, grid: Geometry, fixed: Voxels, fixed_grid: Geometry, name: str) -> Motion:

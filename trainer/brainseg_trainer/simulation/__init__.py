@@ -4,10 +4,9 @@ Anatomy comes from label maps of healthy heads, the shapes and looks of tumours 
 outlined (Billot et al. 2023, SynthSeg; Zhang et al. 2023, PL-BTS).
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
-from brainseg_runtime.errors import EngineUnavailable
+from brainseg_runtime.extras import require
 
 __all__ = ["HELD_OUT", "TRAINING", "is_simulation", "require_jax"]
 
@@ -26,9 +25,4 @@ def require_jax() -> None:
     Raises:
         EngineUnavailable: ``E_EXTRA_MISSING`` with the line that installs it.
     """
-    if find_spec("jax") is None:
-        raise EngineUnavailable(
-            "E_EXTRA_MISSING",
-            "heads are simulated with JAX, which is not installed.",
-            'Install it: pip install "brainseg-trainer[jax]"',
-        )
+    require("simulation", ("jax",), "brainseg-trainer[jax]")

@@ -18,7 +18,7 @@ def grid(key: Array, shape: tuple[int, int, int]) -> Array:
 
 def anatomy(key: Array, points: Array, stock: Stock, setting: Setting) -> Array:
     """Tissue (i, j, k) of a head that is turned, stretched, bent and perhaps mirrored."""
-    keys = jax.random.split(key, 9)
+    keys = jax.random.split(key, 8)
     shape = points.shape[:3]
     turned = rotation(uniform(keys[0], -0.2, 0.2, (3,))) * jnp.exp(uniform(keys[1], -0.04, 0.14, (3,)))
     where = points @ turned.T
@@ -47,7 +47,7 @@ def _tumour(
     key: Array, points: Array, tissue: Array, smaller: float, stock: Stock, there: Array
 ) -> tuple[Array, Array]:
     """An expert's labels, turned, scaled, bent, near where they were; and ``tissue`` pushed outwards."""
-    keys = jax.random.split(key, 9)
+    keys = jax.random.split(key, 8)
     shape = points.shape[:3]
     n = jax.random.randint(keys[0], (), 0, stock.tumours.shape[0])
     mirror = jnp.where(chance(keys[1], 0.5), jnp.array([-1.0, 1, 1]), 1.0)
@@ -70,7 +70,7 @@ def _tumour(
 
 def stripped(key: Array, tissue: Array) -> tuple[Array, Array]:
     """What a skull strip keeps (i, j, k), and how near its edge a voxel is: 1 there, 0 deep inside."""
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key)
     inner = (tissue > TISSUES.index("fluid")) & (tissue < TISSUES.index("surroundings"))
     # Grown over the sulci, then taken back by more or less.
     grown = blurred(inner.astype(jnp.float32), 2.0) > 0.15

@@ -46,7 +46,7 @@ def _head(key: Array, stock: Stock, shape: tuple[int, int, int], setting: Settin
     tumour = jnp.where((tumour == ED) & (tissue == TISSUES.index("ventricle")), 0, tumour)
     tumour, look = looks(keys[4], tumour, stock, setting)
     image = painted(keys[5], tissue, tumour, look, setting)
-    image = distracted(keys[6], image, tissue, tumour, edge, points, look, setting)
+    image = distracted(keys[6], image, tissue, tumour, edge, points, setting)
     image = scanned(keys[7], image, brain, points, setting)
     image, tumour = pasted(keys[8], image, tumour, brain, points, stock, setting)
     return with_absent(keys[9], image, setting), tumour.astype(jnp.uint8)

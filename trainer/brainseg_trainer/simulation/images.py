@@ -26,7 +26,7 @@ class Look(NamedTuple):
 
 def looks(key: Array, tumour: Array, stock: Stock, setting: Setting) -> tuple[Array, Look]:
     """Appearances of one crop, what it does not show from others; and labels that agree with them."""
-    keys = jax.random.split(key, 14)
+    keys = jax.random.split(key, 13)
     own = choice(keys[0], stock.known[:, GREY])
     dull = chance(keys[1], 0.12)
     cystic = chance(keys[2], 0.12)
@@ -132,7 +132,6 @@ def distracted(
     tumour: Array,
     edge: Array,
     points: Array,
-    look: Look,
     setting: Setting,
 ) -> Array:
     """What is bright or dark and no tumour: age, vessels, dura, sinus, plexus, a hazy white matter."""

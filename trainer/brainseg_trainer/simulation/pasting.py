@@ -34,7 +34,7 @@ def pasted(
 def _paste(
     key: Array, image: Array, tumour: Array, brain: Array, first: Array, stock: Stock, wanted: Array
 ) -> tuple[Array, Array]:
-    keys = jax.random.split(key, 7)
+    keys = jax.random.split(key, 6)
     edge = stock.crop_labels.shape[1]
     n = jax.random.randint(keys[0], (), 0, stock.crops.shape[0])
     flip = chance(keys[1], 0.5) > 0

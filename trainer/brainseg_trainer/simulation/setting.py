@@ -48,7 +48,7 @@ OTHER = Setting(
 
 
 class Stock(NamedTuple):
-    """Ingredients where the accelerator has them."""
+    """Ingredients where the accelerator has them: fields and shapes of ``Ingredients``, ``Appearances``."""
 
     heads: Array
     tumours: Array
