@@ -92,7 +92,7 @@ def test_a_key_decides_a_head(draw):
 
 def test_heads_are_scans_as_prepared(draw):
     """Z-scored over the brain, 0 outside, tumour inside only, labels 1 to 3, finite."""
-    images, labels = draw(3, absent=0.0, pasted=0.0, tumour=1.0)
+    images, labels = draw(3, absent=0.0, pasted=0.0, whole=0.0, tumour=1.0)
     assert np.isfinite(images).all()
     for image, label in zip(images, labels, strict=True):
         brain = (image != 0).any(axis=-1)
@@ -106,8 +106,29 @@ def test_heads_are_scans_as_prepared(draw):
 
 def test_there_is_no_tumour_where_none_is_wanted(draw):
     """A healthy setting has no label; crops put some back."""
-    assert not draw(4, tumour=0.0, pasted=0.0)[1].any()
-    assert draw(4, tumour=0.0, pasted=1.0)[1].any()
+    none = {"tumour": 0.0, "grown": 0.0, "pasted": 0.0}
+    assert not draw(4, **none)[1].any()
+    assert draw(4, **none | {"pasted": 1.0})[1].any()
+
+
+def test_a_tumour_can_grow(draw):
+    """Without an expert's shape: oedema about a core that enhances, and no fluid is tumour."""
+    _, labels = draw(8, tumour=0.0, grown=1.0, pasted=0.0)
+    assert {2, 3} <= set(np.unique(labels))
+    assert 0 < (labels > 0).mean() < 0.2
+
+
+def test_a_head_can_keep_its_skull(draw):
+    """Then there is more than the brain, z-scored over all of it; the tumour is the same."""
+    plain = {"absent": 0.0, "pasted": 0.0}
+    (bare, labels), (whole, same) = draw(9, whole=0.0, **plain), draw(9, whole=1.0, **plain)
+    np.testing.assert_array_equal(labels, same)
+    for brain, head in zip((bare != 0).any(axis=-1), whole, strict=True):
+        kept = (head != 0).any(axis=-1)
+        assert kept.mean() > 1.2 * brain.mean()
+        assert kept[brain].all()
+        np.testing.assert_allclose(head[kept].mean(axis=0), 0, atol=1e-3)
+        np.testing.assert_allclose(head[kept].std(axis=0), 1, atol=1e-3)
 
 
 def test_only_what_may_lack_is_absent(draw):
@@ -120,7 +141,7 @@ def test_only_what_may_lack_is_absent(draw):
 
 def test_tumours_lie_near_where_they_were(draw):
     """Or mirrored: the label volumes and the heads have one frame."""
-    _, labels = draw(6, tumour=1.0, second=0.0, pasted=0.0)
+    _, labels = draw(6, tumour=1.0, second=0.0, grown=0.0, pasted=0.0)
     for label in labels:
         middle = (np.argwhere(label > 0).mean(axis=0) - (np.array(SHAPE) - 1) / 2) * SPACING_MM
         assert np.linalg.norm(np.abs(middle) - [15, 10, 5]) < 25
@@ -129,7 +150,7 @@ def test_tumours_lie_near_where_they_were(draw):
 
 def test_a_lesion_looks_as_it_was_measured(draw):
     """With all variation off, oedema is bright on FLAIR and the rim on T1c, beside white matter."""
-    plain = {"wide": 0.0, "jitter": 0.0, "distractors": 0.0, "shading": 0.0, "noise": 0.0}
+    plain = {"wide": 0.0, "jitter": 0.0, "distractors": 0.0, "shading": 0.0, "noise": 0.0, "whole": 0.0}
     images, labels = draw(7, tumour=1.0, absent=0.0, pasted=0.0, **plain)
     healthy = (labels == 0) & (images != 0).any(axis=-1)
     assert images[labels == 2, 3].mean() > images[healthy, 3].mean() + 1

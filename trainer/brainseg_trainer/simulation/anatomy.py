@@ -3,11 +3,20 @@
 import jax
 import jax.numpy as jnp
 
-from brainseg_trainer.simulation.fields import Array, blurred, chance, nearest, noise, rotation, uniform
+from brainseg_trainer.simulation.fields import (
+    Array,
+    blurred,
+    chance,
+    compiled,
+    nearest,
+    noise,
+    rotation,
+    uniform,
+)
 from brainseg_trainer.simulation.ingredients import HALF_MM, ORIGIN_MM, SPACING_MM, TISSUES
-from brainseg_trainer.simulation.setting import Setting, Stock
+from brainseg_trainer.simulation.setting import ED, ET, NCR, Setting, Stock
 
-__all__ = ["anatomy", "grid", "stripped", "tumours"]
+__all__ = ["anatomy", "grid", "grown", "stripped", "tumours"]
 
 
 def grid(key: Array, shape: tuple[int, int, int]) -> Array:
@@ -16,6 +25,7 @@ def grid(key: Array, shape: tuple[int, int, int]) -> Array:
     return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1) + uniform(key, -4.0, 4.0, (3,))
 
 
+@compiled
 def anatomy(key: Array, points: Array, stock: Stock, setting: Setting) -> Array:
     """Tissue (i, j, k) of a head that is turned, stretched, bent and perhaps mirrored."""
     keys = jax.random.split(key, 8)
@@ -34,6 +44,7 @@ def anatomy(key: Array, points: Array, stock: Stock, setting: Setting) -> Array:
     return nearest(head, where + jnp.array(HALF_MM))
 
 
+@compiled
 def tumours(key: Array, points: Array, stock: Stock, setting: Setting) -> tuple[Array, Array]:
     """Labels (i, j, k) of up to two tumours, and where the tissue that they pushed away would be."""
     keys = jax.random.split(key, 4)
@@ -68,6 +79,32 @@ def _tumour(
     return (labels * there.astype(labels.dtype)).astype(jnp.int32), moved
 
 
+@compiled
+def grown(key: Array, tissue: Array, tumour: Array, points: Array, setting: Setting) -> Array:
+    """Labels to which a tumour that grew is added: a front that runs faster along white matter than in grey.
+
+    The front of a reaction and diffusion (Swanson et al. 2000) at one time, by its distance from where it
+    began over the speed here: no path is followed.
+    """
+    keys = jax.random.split(key, 9)
+    white = (tissue == TISSUES.index("white")) | (tissue == TISSUES.index("stem"))
+    fluid = (tissue <= TISSUES.index("ventricle")) | (tissue >= TISSUES.index("surroundings"))
+    speed = jnp.where(white, 1.0, jnp.where(fluid, 0.0, uniform(keys[0], 0.4, 0.9)))
+    speed = blurred(speed, 1.5)
+    limits = jnp.array([55.0, 75.0, 50.0])
+    distance = jnp.linalg.norm(points - limits * uniform(keys[1], -1.0, 1.0, (3,)), axis=-1)
+    ragged, inner = (jnp.exp(0.3 * noise(k, tissue.shape, 22.0, SPACING_MM)) for k in keys[2:4])
+    core = uniform(keys[4], 4.0, 20.0)
+    oedema = core + uniform(keys[5], 0.0, 22.0)
+    dead = core * uniform(keys[6], 0.0, 0.9) * chance(keys[7], 0.8)
+    labels = jnp.where(distance * ragged < oedema * speed, ED, 0)
+    labels = jnp.where(distance * ragged < core, ET, labels)
+    labels = jnp.where((labels == ET) & (distance * inner < dead), NCR, labels)
+    there = (chance(keys[8], setting.grown) > 0) & (tumour == 0) & (speed > 0.15)
+    return jnp.where(there, labels, tumour)
+
+
+@compiled
 def stripped(key: Array, tissue: Array) -> tuple[Array, Array]:
     """What a skull strip keeps (i, j, k), and how near its edge a voxel is: 1 there, 0 deep inside."""
     keys = jax.random.split(key)

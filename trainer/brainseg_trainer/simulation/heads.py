@@ -1,17 +1,18 @@
-"""A head drawn from ingredients: anatomy, a tumour in it, images of both. One compiled function of a key.
+"""A head drawn from ingredients: anatomy, a tumour in it, images of both. A function of a key.
 
-Every step takes what was drawn before it and the next part of the key; nothing is remembered.
+Every step takes what was drawn before it and the next part of the key; nothing is remembered. Each is
+compiled by itself: of all in one, XLA makes code that computes the same fields again wherever they are
+used, and takes almost twice as long.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from brainseg_trainer.simulation.anatomy import anatomy, grid, stripped, tumours
+from brainseg_trainer.simulation.anatomy import anatomy, grid, grown, stripped, tumours
 from brainseg_trainer.simulation.fields import Array
-from brainseg_trainer.simulation.images import distracted, looks, painted, scanned, with_absent
+from brainseg_trainer.simulation.images import distracted, framed, looks, painted, scanned, with_absent
 from brainseg_trainer.simulation.ingredients import TISSUES, Ingredients
 from brainseg_trainer.simulation.pasting import pasted
 from brainseg_trainer.simulation.setting import ED, Setting, Stock, stock_of
@@ -19,27 +20,26 @@ from brainseg_trainer.simulation.setting import ED, Setting, Stock, stock_of
 __all__ = ["Generator", "generator"]
 
 Generator = Callable[[Array], tuple[Array, Array]]
-"""Keys (N,) -> images (N, i, j, k, 4), z-scored, 0 outside the brain, and labels (N, i, j, k)."""
+"""Keys (N,) -> images (N, i, j, k, 4), z-scored, 0 where nothing was kept, and labels (N, i, j, k)."""
 
 
 def generator(ingredients: Ingredients, shape: tuple[int, int, int], setting: Setting) -> Generator:
-    """A compiled function that draws heads on a grid of so many voxels of ``SPACING_MM``."""
+    """What draws heads on a grid of so many voxels of ``SPACING_MM``."""
     stock = stock_of(ingredients)
-    return lambda keys: _heads(keys, stock, shape, setting)
 
+    def drawn(keys: Array) -> tuple[Array, Array]:
+        images, labels = zip(*(_head(key, stock, shape, setting) for key in keys), strict=True)
+        return jnp.stack(images), jnp.stack(labels)
 
-@partial(jax.jit, static_argnames="shape")
-def _heads(keys: Array, stock: Stock, shape: tuple[int, int, int], setting: Setting) -> tuple[Array, Array]:
-    # One after the other: a batch of them would only take more memory.
-    drawn: tuple[Array, Array] = jax.lax.map(lambda key: _head(key, stock, shape, setting), keys)
     return drawn
 
 
 def _head(key: Array, stock: Stock, shape: tuple[int, int, int], setting: Setting) -> tuple[Array, Array]:
-    keys = jax.random.split(key, 10)
+    keys = jax.random.split(key, 12)
     points = grid(keys[0], shape)
     tumour, pushed = tumours(keys[1], points, stock, setting)
     tissue = anatomy(keys[2], pushed, stock, setting)
+    tumour = grown(keys[11], tissue, tumour, points, setting)
     brain, edge = stripped(keys[3], tissue)
     tumour = jnp.where(brain, tumour, 0)
     # Oedema is no fluid: it stops at the ventricles.
@@ -49,4 +49,5 @@ def _head(key: Array, stock: Stock, shape: tuple[int, int, int], setting: Settin
     image = distracted(keys[6], image, tissue, tumour, edge, points, setting)
     image = scanned(keys[7], image, brain, points, setting)
     image, tumour = pasted(keys[8], image, tumour, brain, points, stock, setting)
-    return with_absent(keys[9], image, setting), tumour.astype(jnp.uint8)
+    image = with_absent(keys[9], framed(keys[10], image, brain, tissue, setting), setting)
+    return jnp.moveaxis(image, 0, -1), tumour.astype(jnp.uint8)

@@ -36,8 +36,9 @@ CROP_STEP = 0.06
 TISSUES = (
     *("outside", "fluid", "ventricle", "cortex", "white", "cerebellar_grey", "cerebellar_white"),
     *("striatum", "thalamus", "pallidum", "hippocampus", "stem", "surroundings"),
+    *("soft", "skin", "bone", "marrow", "eye", "vein"),
 )
-"""What a voxel of anatomy is, by its value."""
+"""What a voxel of anatomy is, by its value; from ``surroundings`` on what is not the brain's."""
 _FREESURFER: dict[str, tuple[int, ...]] = {
     "fluid": (24,),
     "ventricle": (4, 5, 14, 15, 43, 44, 72),
@@ -50,8 +51,14 @@ _FREESURFER: dict[str, tuple[int, ...]] = {
     "pallidum": (13, 52),
     "hippocampus": (17, 18, 53, 54),
     "stem": (16, 28, 60),
+    "soft": (507, 508, 509),
+    "skin": (511,),
+    "bone": (515,),
+    "marrow": (516,),
+    "eye": (506,),
+    "vein": (502, 514),
 }
-"""Tissue -> FreeSurfer's labels; all from 500 on are what surrounds the brain."""
+"""Tissue -> FreeSurfer's labels; the others from 500 on are surroundings."""
 
 
 VOLUMES, VALIDATION = "label_volumes_128.npz", "validation.npz"

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from brainseg_trainer.simulation.fields import Array, chance, uniform
+from brainseg_trainer.simulation.fields import Array, chance, compiled, uniform
 from brainseg_trainer.simulation.ingredients import CROP_STEP, SPACING_MM
 from brainseg_trainer.simulation.setting import Setting, Stock
 
@@ -13,6 +13,7 @@ SLOTS = 4
 """Crops that are pasted into a head at most."""
 
 
+@compiled
 def pasted(
     key: Array,
     image: Array,
@@ -48,6 +49,7 @@ def _paste(
 
     crop = mirrored(stock.crops[n].astype(jnp.float32) * CROP_STEP)
     crop = crop * jnp.exp(uniform(keys[3], -0.15, 0.15, (4,))) + uniform(keys[4], -0.15, 0.15, (4,))
+    crop = jnp.moveaxis(crop, -1, 0)
     labels = mirrored(stock.crop_labels[n]).astype(jnp.int32)
     inside = mirrored(stock.crop_inside[n]).astype(jnp.float32)
     below = jax.lax.dynamic_slice(brain, start, (edge,) * 3).astype(jnp.float32)
@@ -55,9 +57,8 @@ def _paste(
     ramp = jnp.clip((jnp.minimum(jnp.arange(edge), jnp.arange(edge)[::-1]) + 0.5) / 4.0, 0.0, 1.0)
     fade = ramp[:, None, None] * ramp[None, :, None] * ramp[None, None, :]
     cover = wanted * chance(keys[5], 0.75) * fade * below * inside
-    before = jax.lax.dynamic_slice(image, (*start, 0), (edge, edge, edge, 4))
-    image = jax.lax.dynamic_update_slice(
-        image, before + cover[..., None] * (crop - before), (*start, jnp.int32(0))
-    )
+    corner = (jnp.int32(0), *start)
+    before = jax.lax.dynamic_slice(image, corner, (4, edge, edge, edge))
+    image = jax.lax.dynamic_update_slice(image, before + cover * (crop - before), corner)
     known = jax.lax.dynamic_slice(tumour, start, (edge,) * 3)
     return image, jax.lax.dynamic_update_slice(tumour, jnp.where(cover > 0.5, labels, known), start)

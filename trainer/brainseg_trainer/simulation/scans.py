@@ -30,8 +30,8 @@ UNITS = 256
 HELD_OUT: dict[str, Setting] = {
     "other": OTHER,
     # Real lesions of patients that training does not know, in simulated heads.
-    "crops": USUAL._replace(tumour=0.0, pasted=1.0, absent=0.0),
-    "healthy": OTHER._replace(tumour=0.0),
+    "crops": USUAL._replace(tumour=0.0, grown=0.0, pasted=1.0, whole=0.0, absent=0.0),
+    "healthy": OTHER._replace(tumour=0.0, grown=0.0),
 }
 """Kind of a held-out scan -> how it is drawn."""
 

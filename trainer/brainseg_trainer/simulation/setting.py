@@ -20,6 +20,8 @@ class Setting(NamedTuple):
     """Share with a tumour."""
     second: float = 0.15
     """Share of those with another one."""
+    grown: float = 0.12
+    """Share with one that has no expert's shape, but grew."""
     warp_mm: float = 5.0
     """Largest deviation of the warp of anatomy."""
     wide: float = 0.5
@@ -30,19 +32,29 @@ class Setting(NamedTuple):
     """Largest factor on the measured texture."""
     shading: float = 0.35
     """Largest part by which coils shade the signal."""
-    noise: float = 0.25
+    noise: float = 0.15
     """Largest deviation of white noise."""
     distractors: float = 0.55
     """Share that has each thing that is no tumour."""
     pasted: float = 0.45
     """Share into which crops of real lesions are pasted."""
-    absent: float = 0.15
+    whole: float = 0.15
+    """Share of heads whose skull nobody stripped."""
+    absent: float = 0.1
     """Share of heads without T1, without T2, and again without both."""
 
 
 USUAL = Setting()
 OTHER = Setting(
-    wide=0.8, warp_mm=7.0, jitter=0.3, texture=1.4, shading=0.5, noise=0.4, distractors=0.8, pasted=0.0
+    grown=0.3,
+    wide=0.8,
+    warp_mm=7.0,
+    jitter=0.3,
+    texture=1.4,
+    shading=0.5,
+    noise=0.3,
+    distractors=0.8,
+    pasted=0.0,
 )
 """A setting that training never uses, to choose and to stop by."""
 
