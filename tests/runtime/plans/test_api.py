@@ -1,0 +1,82 @@
+"""Every name of TensorRT and CUDA that the code uses is there, in each version that it is meant for."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from brainseg_runtime.plans import api
+
+UV = Path(sys.executable).parent / "uv"
+
+LEAN = ("10.16.1.11", "11.4.0.106")
+"""Of each major version the newest whose lean library is a wheel on PyPI."""
+
+NAMES = """
+import json, sys
+from importlib import import_module
+trt = [import_module(name) for name in sys.argv[2:]][-1]
+lacks = []
+for owner, members in json.loads(sys.argv[1]).items():
+    kind = getattr(trt, owner, None) if owner else trt
+    lacks += [f"{owner}.{member}" for member in members if kind is None or not hasattr(kind, member)]
+print(json.dumps([trt.__version__, lacks]))
+"""
+
+
+def used():
+    """Class of TensorRT -> its members that the code uses, as mypy lets it use no others."""
+    classes = {
+        name: kind
+        for name, kind in vars(api).items()
+        if inspect.isclass(kind) and kind.__module__ == api.__name__
+    }
+    members = {name: set(get_type_hints(kind)) | _own(kind) for name, kind in classes.items()}
+    module = members.pop("TensorRT")
+    assert module <= set(members) | {"__version__"}
+    return {**{name: sorted(of) for name, of in members.items()}, "": sorted(module)}
+
+
+def _own(kind):
+    return {
+        name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")
+    }
+
+
+def lacking(python, names, *modules):
+    command = [python, "-c", NAMES, json.dumps(names), *modules]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_names_that_are_looked_for_are_those_of_the_code():
+    """The test itself sees classes, methods, properties and enumerations."""
+    names = used()
+    assert "build_serialized_network" in names["Builder"]
+    assert "num_layers" in names["INetworkDefinition"]
+    assert "STRONGLY_TYPED" in names["NetworkDefinitionCreationFlag"]
+    assert "EngineInspector" in names
+    assert {"Builder", "Runtime", "__version__"} <= set(names[""])
+
+
+def test_tensorrt_rtx_has_every_name():
+    """Of the version that is installed here."""
+    pytest.importorskip("tensorrt_rtx", reason="brainseg-runtime[rtx] is not installed (CI installs it)")
+    assert lacking(sys.executable, used(), "tensorrt_rtx")[1] == []
+
+
+@pytest.mark.parametrize("version", LEAN)
+def test_the_lean_library_has_every_name_that_runs_a_plan(tmp_path, version):
+    """TensorRT 10 and 11, of which only the lean library can be had from PyPI."""
+    python = tmp_path / "bin" / "python"
+    subprocess.run([UV, "venv", "-q", "--python", sys.executable, tmp_path], check=True)
+    packages = [f"tensorrt-lean-cu13-{part}=={version}" for part in ("libs", "bindings")]
+    subprocess.run([UV, "pip", "install", "-q", "--no-deps", "--python", python, *packages], check=True)
+    names = {name: members for name, members in used().items() if name in api.RUNNER}
+    assert set(names) == set(api.RUNNER)
+    found, lacks = lacking(python, names, "tensorrt_lean_libs", "tensorrt_lean_bindings")
+    assert (found, lacks) == (version, [])
