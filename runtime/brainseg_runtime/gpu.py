@@ -11,7 +11,7 @@ from functools import cache
 
 from brainseg_runtime.errors import EngineUnavailable, UsageRefused
 
-__all__ = ["Gpu", "NoDriver", "find", "gpus"]
+__all__ = ["Gpu", "NoDriver", "find", "free_memory", "gpus"]
 
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 MANAGEMENT = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
@@ -58,7 +58,7 @@ def find(device: str) -> Gpu:
         raise EngineUnavailable(
             "E_ENGINE_DEVICE",
             f"device {device} is not here: {error}.",
-            "Install NVIDIA's driver (docs/gpu.md), or use --device cpu.",
+            'Install the NVIDIA driver (Ubuntu: "sudo ubuntu-drivers install"), or use --device cpu.',
         ) from error
     index = int(number or 0)
     if index >= len(found):
@@ -89,6 +89,32 @@ def gpus() -> tuple[Gpu, ...]:
     cuda.cuDriverGetVersion(ctypes.byref(version))
     driver = _driver_version() or f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
     return tuple(_gpu(cuda, index, driver) for index in range(count.value))
+
+
+def free_memory(gpu: Gpu) -> int:
+    """Bytes that are free on a GPU now.
+
+    Raises:
+        EngineUnavailable: ``E_ENGINE_DEVICE`` where the driver does not say.
+    """
+    cuda, device = ctypes.CDLL(DRIVER), ctypes.c_int()
+    context, ignored = ctypes.c_void_p(), ctypes.c_void_p()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    # The primary context is the one that every engine shares; memory is counted within a context only.
+    failed = cuda.cuDeviceGet(ctypes.byref(device), gpu.index) or cuda.cuDevicePrimaryCtxRetain(
+        ctypes.byref(context), device
+    )
+    if not failed:
+        failed = cuda.cuCtxPushCurrent_v2(context) or cuda.cuMemGetInfo_v2(
+            ctypes.byref(free), ctypes.byref(total)
+        )
+        cuda.cuCtxPopCurrent_v2(ctypes.byref(ignored))
+        cuda.cuDevicePrimaryCtxRelease_v2(device)
+    if failed:
+        raise EngineUnavailable(
+            "E_ENGINE_DEVICE", f"the driver does not tell the memory of {gpu.device}: {failed}.", "Check it."
+        )
+    return free.value
 
 
 def _gpu(cuda: ctypes.CDLL, index: int, driver: str) -> Gpu:

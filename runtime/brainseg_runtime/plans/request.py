@@ -9,7 +9,7 @@ from brainseg_runtime.gpu import Gpu
 from brainseg_runtime.plans.flavour import Flavour
 from brainseg_runtime.spec import ModelSpec
 
-__all__ = ["Profile", "Request", "bound_to", "profiles_of"]
+__all__ = ["Profile", "Request", "bound_to", "largest_batch", "profiles_of"]
 
 LARGEST_HEAD, TYPICAL_HEAD = (256.0, 256.0, 256.0), (144.0, 176.0, 144.0)
 """Millimetres along R, A, S: beyond any head in a scanner's field of view, and an adult's brain."""
@@ -104,6 +104,11 @@ def profiles_of(spec: ModelSpec) -> tuple[Profile, ...]:
         largest=(1, channels, *_voxels(LARGEST_HEAD, spec)),
     )
     return head, tiles
+
+
+def largest_batch(profiles: tuple[Profile, ...], shape: tuple[int, ...]) -> int:
+    """How many tiles of a shape (N, C, i, j, k) a plan takes at once, N at most; 0 where it takes none."""
+    return next((n for n in range(shape[0], 0, -1) if any(p.holds((n, *shape[1:])) for p in profiles)), 0)
 
 
 def _voxels(mm: tuple[float, ...], spec: ModelSpec) -> tuple[int, ...]:

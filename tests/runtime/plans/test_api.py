@@ -1,5 +1,6 @@
 """Every name of TensorRT and CUDA that the code uses is there, in each version that it is meant for."""
 
+import ast
 import inspect
 import json
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from brainseg_runtime import gpu
 from brainseg_runtime.plans import api
 
 UV = Path(sys.executable).parent / "uv"
@@ -80,3 +82,23 @@ def test_the_lean_library_has_every_name_that_runs_a_plan(tmp_path, version):
     assert set(names) == set(api.RUNNER)
     found, lacks = lacking(python, names, "tensorrt_lean_libs", "tensorrt_lean_bindings")
     assert (found, lacks) == (version, [])
+
+
+def test_every_call_of_cuda_is_one_that_nvidia_documents():
+    """Of the runtime in the bindings that are installed, of the driver by the names that these give it."""
+    driver = pytest.importorskip("cuda.bindings.driver", reason="brainseg-runtime[rtx] is not installed")
+    from brainseg_runtime.engines import cuda
+    from cuda.bindings import runtime
+
+    calls = _attributes(Path(cuda.__file__), "runtime")
+    assert "cudaMemcpyAsync" in calls
+    assert [name for name in calls if not hasattr(runtime, name)] == []
+    calls = {name.removesuffix("_v2") for name in _attributes(Path(gpu.__file__), "cuda")}
+    assert "cuInit" in calls
+    assert [name for name in calls if not hasattr(driver, name)] == []
+
+
+def _attributes(path, of):
+    """What is asked of a name in a file: ``of.this``."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {n.attr for n in nodes if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == of}
