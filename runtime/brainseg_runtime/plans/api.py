@@ -1,7 +1,7 @@
 """The part of TensorRT that brainseg uses, as types: its wheels come without any.
 
-Every class and member here has the same name in TensorRT 10.16, TensorRT 11 and TensorRT-RTX: the tests hold
-them against the packages, and mypy lets the code use nothing else.
+Every class and member here has the same name in TensorRT 10.13 to 11.4 and in TensorRT-RTX: the tests hold them
+against the packages, and mypy lets the code use nothing else.
 """
 
 # ruff: noqa: ANN401, D102, N802 - names and types are TensorRT's

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,25 @@ from brainseg_runtime.plans import api
 
 UV = Path(sys.executable).parent / "uv"
 
+FULL = ("12-bindings==10.13.0.35", "13-bindings==10.16.1.11", "13-bindings==11.4.0.106")
+"""The oldest that the code is meant for, and the newest of each major version."""
+
+LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
+ENTRIES = (
+    "createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL getBuilderPluginRegistry "
+    "getPluginRegistry initLibNvInferPlugins createNvOnnxParser_INTERNAL createNvOnnxParserRefitter_INTERNAL "
+    "getNvOnnxParserVersion"
+)
+"""What the bindings look for in NVIDIA's libraries when they are imported, and never call in this test."""
+
 LEAN = ("10.16.1.11", "11.4.0.106")
 """Of each major version the newest whose lean library is a wheel on PyPI."""
 
 NAMES = """
-import json, sys
+import ctypes, json, sys
 from importlib import import_module
+while sys.argv[2].startswith("/"):
+    ctypes.CDLL(sys.argv.pop(2), mode=ctypes.RTLD_GLOBAL)
 trt = [import_module(name) for name in sys.argv[2:]][-1]
 lacks = []
 for owner, members in json.loads(sys.argv[1]).items():
@@ -73,15 +87,41 @@ def test_tensorrt_rtx_has_every_name():
 
 @pytest.mark.parametrize("version", LEAN)
 def test_the_lean_library_has_every_name_that_runs_a_plan(tmp_path, version):
-    """TensorRT 10 and 11, of which only the lean library can be had from PyPI."""
-    python = tmp_path / "bin" / "python"
-    subprocess.run([UV, "venv", "-q", "--python", sys.executable, tmp_path], check=True)
-    packages = [f"tensorrt-lean-cu13-{part}=={version}" for part in ("libs", "bindings")]
-    subprocess.run([UV, "pip", "install", "-q", "--no-deps", "--python", python, *packages], check=True)
+    """Of TensorRT 10 and 11, whose lean library is on PyPI whole."""
+    python = environment(
+        tmp_path, *(f"tensorrt-lean-cu13-{part}=={version}" for part in ("libs", "bindings"))
+    )
     names = {name: members for name, members in used().items() if name in api.RUNNER}
     assert set(names) == set(api.RUNNER)
     found, lacks = lacking(python, names, "tensorrt_lean_libs", "tensorrt_lean_bindings")
     assert (found, lacks) == (version, [])
+
+
+@pytest.mark.parametrize("package", FULL)
+def test_tensorrt_has_every_name(tmp_path, package):
+    """Its bindings are on PyPI, its libraries are not: empty ones let the bindings be imported, no more."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler, with which to make libraries that the bindings can be linked to")
+    python = environment(tmp_path, f"tensorrt-cu{package}")
+    major = package.partition("==")[2].partition(".")[0]
+    source = tmp_path / "empty.c"
+    source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in ENTRIES.split()))
+    made = [tmp_path / f"lib{library}.so.{major}" for library in LIBRARIES]
+    for library in made:
+        soname = f"-Wl,-soname,{library.name}"
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, soname], check=True)
+    found, lacks = lacking(python, used(), *map(str, made), "tensorrt_bindings")
+    assert package.endswith(found)
+    assert lacks == []
+
+
+def environment(folder, *packages):
+    """The Python of a fresh environment with these packages and nothing that they depend on."""
+    python = folder / "bin" / "python"
+    subprocess.run([UV, "venv", "-q", "--python", sys.executable, "--allow-existing", folder], check=True)
+    subprocess.run([UV, "pip", "install", "-q", "--no-deps", "--python", python, *packages], check=True)
+    return python
 
 
 def test_every_call_of_cuda_is_one_that_nvidia_documents():
