@@ -259,7 +259,7 @@ def load(
         model=identity_of(bundles, joint),
         why=why,
         max_memory=max_memory,
-        gpu_memory=None if device == "cpu" else free_memory(find(device)),
+        gpu_memory=None if device == "cpu" else free_memory(find(device)) // len(opened),
         options=told,
     )
 

@@ -1,7 +1,7 @@
 """The part of TensorRT that brainseg uses, as types: its wheels come without any.
 
-Every class and member here has the same name in TensorRT 10.13 to 11.4 and in TensorRT-RTX: the tests hold them
-against the packages, and mypy lets the code use nothing else.
+Every class and member here has the same name in TensorRT 10.13 to 11.4 and in TensorRT-RTX, but for those in
+``RTX_ONLY``: the tests hold them against the packages, and mypy lets the code use nothing else.
 """
 
 # ruff: noqa: ANN401, D102, N802 - names and types are TensorRT's
@@ -9,7 +9,7 @@ against the packages, and mypy lets the code use nothing else.
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-__all__ = ["RUNNER", "TensorRT"]
+__all__ = ["RTX_ONLY", "RUNNER", "RtxBuilderConfig", "TensorRT"]
 
 RUNNER = (
     "DataType",
@@ -21,6 +21,10 @@ RUNNER = (
     "TensorIOMode",
 )
 """What runs a plan; the lean library has these and nothing that builds."""
+
+
+RTX_ONLY = ("ComputeCapability", "RtxBuilderConfig")
+"""What only TensorRT-RTX has: it builds for GPUs that need not be there, so it must be told which."""
 
 
 class ILogger(Protocol):
@@ -155,6 +159,25 @@ class IBuilderConfig(Protocol):
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int: ...
 
 
+class ComputeCapability(Protocol):
+    """The GPUs that TensorRT-RTX builds for."""
+
+    SM75: Any
+    SM80: Any
+    SM86: Any
+    SM89: Any
+    SM120: Any
+    SM121: Any
+
+
+class RtxBuilderConfig(Protocol):
+    """What ``IBuilderConfig`` has besides in TensorRT-RTX."""
+
+    num_compute_capabilities: int
+
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool: ...
+
+
 class Builder(Protocol):
     """Makes a plan of a network."""
 
@@ -213,6 +236,7 @@ class TensorRT(Protocol):
     LayerType: type[LayerType]
     TensorIOMode: type[TensorIOMode]
     BuilderFlag: type[BuilderFlag]
+    ComputeCapability: type[ComputeCapability]
     NetworkDefinitionCreationFlag: type[NetworkDefinitionCreationFlag]
     ProfilingVerbosity: type[ProfilingVerbosity]
     LayerInformationFormat: type[LayerInformationFormat]

@@ -7,9 +7,10 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable
-from brainseg_runtime.plans.api import Builder, INetworkDefinition, OnnxParser, TensorRT
+from brainseg_runtime.plans.api import Builder, INetworkDefinition, OnnxParser, RtxBuilderConfig, TensorRT
 from brainseg_runtime.plans.hearing import Progress, logger, monitor
 from brainseg_runtime.plans.inspection import account, kernel_types
 from brainseg_runtime.plans.request import Profile
@@ -34,10 +35,14 @@ def build(
     graph: bytes,
     profiles: Sequence[Profile],
     *,
+    target: tuple[int, int] | None = None,
     for_lean: bool = False,
     progress: Progress | None = None,
 ) -> Built:
-    """Build a plan; no GPU is needed by TensorRT-RTX, which then builds for any that it knows.
+    """Build a plan, for the GPU that is here.
+
+    TensorRT-RTX needs none here, and is told the compute capability of its ``target``; without one it builds
+    for any from Ampere on.
 
     Raises:
         BundleInvalid: ``E_BUNDLE_DAMAGED`` for bytes that are no graph, or one that TensorRT cannot run.
@@ -50,6 +55,8 @@ def build(
         # TF32 would keep 10 of FP32's 23 bits without a word.
         config.clear_flag(trt.BuilderFlag.TF32)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if target is not None:
+            _aim(trt, cast(RtxBuilderConfig, config), target)
         if for_lean:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
             # Else the plan carries machine code that the runtime would have to be told to trust.
@@ -120,6 +127,13 @@ def _parsed(trt: TensorRT, builder: Builder, graph: bytes) -> tuple[INetworkDefi
             "Export the model again.",
         )
     return network, parser
+
+
+def _aim(trt: TensorRT, config: RtxBuilderConfig, target: tuple[int, int]) -> None:
+    config.num_compute_capabilities = 1
+    word = "SM{}{}".format(*target)
+    if not config.set_compute_capability(getattr(trt.ComputeCapability, word), 0):
+        raise _failed(f"it does not build for {word}", ())
 
 
 def _convolutions(trt: TensorRT, network: INetworkDefinition) -> list[str]:

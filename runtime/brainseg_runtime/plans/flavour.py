@@ -10,7 +10,7 @@ from brainseg_runtime.errors import EngineUnavailable
 from brainseg_runtime.gpu import Gpu
 from brainseg_runtime.plans.api import TensorRT
 
-__all__ = ["FLAVOURS", "Flavour", "FlavourName", "choose", "fitting", "installed", "load"]
+__all__ = ["FLAVOURS", "RTX_TARGETS", "Flavour", "FlavourName", "choose", "fitting", "installed", "load"]
 
 FlavourName = Literal["rtx", "tensorrt", "lean"]
 

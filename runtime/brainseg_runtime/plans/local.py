@@ -62,7 +62,10 @@ def plan_for(
                 f"{flavour.title} only runs plans, and none is kept for this graph on {gpu.name}.",
                 "On this machine, in an environment with TensorRT itself: brainseg plans build BUNDLE --lean",
             )
-        built = build(trt, graph, request.profiles, for_lean=not flavour.builds, progress=progress)
+        target = gpu.capability if flavour.name == "rtx" else None
+        built = build(
+            trt, graph, request.profiles, target=target, for_lean=not flavour.builds, progress=progress
+        )
         kernels = built.kernels if all(built.kernels.values()) else inspected(trt, built)
         require_precision(kernels, precision)
         return built

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable
 from brainseg_runtime.plans.building import build, census
+from brainseg_runtime.plans.flavour import RTX_TARGETS
 from brainseg_runtime.plans.inspection import account, kernel_types, require_precision
 from brainseg_runtime.plans.request import Profile, profiles_of
 from onnx import TensorProto, helper, numpy_helper
@@ -47,6 +48,12 @@ def test_a_plan_computes_in_what_the_graph_says(precision, kind):
     assert built.kernels == {"conv0": kind, "conv1": kind}
     require_precision(built.kernels, precision)
     assert len(built.plan) > 10_000
+
+
+@pytest.mark.parametrize("capability", sorted(RTX_TARGETS))
+def test_tensorrt_rtx_builds_for_each_gpu_that_it_is_chosen_for(capability):
+    """From Turing to Blackwell, none of which is here; kernels are in FP16 for all of them."""
+    require_precision(build(trt, graph("fp16"), PROFILES, target=capability).kernels, "fp16")
 
 
 def test_a_plan_in_another_precision_is_refused():
