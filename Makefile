@@ -16,7 +16,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes lock clean
+.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes ptx lock clean
 
 help:  ## list the verbs (this page)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,9 @@ bench: setup bundles/demo  ## seconds per stage and file to file, the forms of a
 
 cubes: setup  ## CUBES=<folder of lesion crops>: train on real lesions, score once beside a discriminant
 	$(BIN)/python -m benchmarks.cubes $(CUBES) -o runs/cubes --write docs/lesion-cubes.md
+
+ptx: setup  ## compile the GPU kernels anew, with NVIDIA's compiler from PyPI; needs no GPU
+	$(BIN)/python tests/runtime/kernels/nvrtc.py
 
 lock: | $(filter .tools/%,$(UV))  ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from brainseg_runtime.spec import ModelSpec, Region
 
-__all__ = ["components", "decide", "drop_specks"]
+__all__ = ["components", "decide", "drop_specks", "threshold_logit"]
 
 
 def decide(logits: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.uint8]:
@@ -21,7 +21,7 @@ def decide(logits: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.uint8]:
         return largest
     labels = np.zeros(logits.shape[:-1], dtype=np.uint8)
     for r, region in enumerate(spec.regions):
-        labels[logits[..., r] >= _logit(region.threshold)] = spec.own_label(region)
+        labels[logits[..., r] >= threshold_logit(region.threshold)] = spec.own_label(region)
     return labels
 
 
@@ -120,5 +120,6 @@ def _around(region: Region, spec: ModelSpec) -> int:
     return spec.own_label(outer[-1]) if outer else 0
 
 
-def _logit(probability: float) -> np.float32:
+def threshold_logit(probability: float) -> np.float32:
+    """The logit from which a voxel's probability reaches a threshold."""
     return np.float32(np.log(probability / (1.0 - probability)))

@@ -14,7 +14,7 @@ from brainseg_runtime.geometry import Geometry, Reorientation, Shape, to_canonic
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.volume import Volume
 
-__all__ = ["Placement", "Prepared", "interpolate", "prepare", "prepare_labels", "restore"]
+__all__ = ["Placement", "Prepared", "interpolate", "prepare", "prepare_labels", "restore", "samples"]
 
 Array = NDArray[np.float32]
 
@@ -190,20 +190,26 @@ def interpolate(values: Array, shape: Shape) -> Array:
     return values
 
 
-def _resample_axis(values: Array, size: int, axis: int, part: slice = slice(None)) -> Array:
-    """Interpolate one axis linearly to ``size`` samples over the same extent, and take a part of them.
+def samples(old: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:
+    """Between which of ``old`` samples of an axis each of ``size`` lies, and at which weight of the upper.
 
     Voxels are cells: sample n of m has its centre at (n + 1/2) / m of the extent.
     """
+    if old == size:
+        return np.arange(size), np.arange(size), np.zeros(size, dtype=np.float32)
+    position = np.clip((np.arange(size) + 0.5) * old / size - 0.5, 0, old - 1)
+    below = np.minimum(position.astype(np.intp), old - 2) if old > 1 else np.zeros(size, np.intp)
+    return below, np.minimum(below + 1, old - 1), (position - below).astype(np.float32)
+
+
+def _resample_axis(values: Array, size: int, axis: int, part: slice = slice(None)) -> Array:
+    """Interpolate one axis linearly to ``size`` samples over the same extent, and take a part of them."""
     old = values.shape[axis]
     if old == size:
         return values[(slice(None),) * axis + (part,)]
-    position = np.clip((np.arange(size)[part] + 0.5) * old / size - 0.5, 0, old - 1)
-    below = np.minimum(position.astype(np.intp), old - 2) if old > 1 else np.zeros(len(position), np.intp)
-    above = np.minimum(below + 1, old - 1)
-    weight = (position - below).astype(np.float32).reshape((-1,) + (1,) * (values.ndim - axis - 1))
-    lower: Array = np.take(values, below, axis=axis)
-    step: Array = np.take(values, above, axis=axis) - lower
-    step *= weight
+    below, above, weight = samples(old, size)
+    lower: Array = np.take(values, below[part], axis=axis)
+    step: Array = np.take(values, above[part], axis=axis) - lower
+    step *= weight[part].reshape((-1,) + (1,) * (values.ndim - axis - 1))
     step += lower
     return step
