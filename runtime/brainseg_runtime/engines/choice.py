@@ -109,7 +109,8 @@ def choose(
     able = [name for name, objection in against.items() if not objection]
     if able:
         passed_over = [f"{name} {against[name]}" for name in fitting[: fitting.index(able[0])]]
-        return Choice(able[0], "; ".join(passed_over) or "the fastest on this device")
+        best = "the fastest on this device" if gpu is None else "the one made for this device"
+        return Choice(able[0], "; ".join(passed_over) or best)
     if not any(map(installed, fitting)):
         require_installed(fitting[0], device)
     raise BundleInvalid(
@@ -226,22 +227,13 @@ def _objection(bundle: Bundle, name: EngineName, precision: Precision, gpu: Gpu 
     """Why ``auto`` passes an engine over; empty where it does not."""
     if not installed(name):
         return "is not installed"
-    if gpu is not None:
-        if name == "trt" and not any(map(flavours.installed, flavours.fitting(gpu.capability))):
-            return f"has no TensorRT installed that runs on {gpu.name}"
-        return (
-            ""
-            if covered(bundle, name, precision, gpu.device)
-            else "is not covered by the bundle's certificate"
-        )
-    if covered(bundle, name, precision, "cpu"):
+    if name == "trt" and gpu and not any(map(flavours.installed, flavours.fitting(gpu.capability))):
+        return f"has no TensorRT installed that runs on {gpu.name}"
+    device = "cpu" if gpu is None else gpu.device
+    if covered(bundle, name, precision, device):
         return ""
     measured = bundle.certificate.of(bundle.graph_sha256(precision), name, precision)
-    return (
-        "failed parity in the bundle's certificate"
-        if measured
-        else "is not covered by the bundle's certificate"
-    )
+    return f"{'failed parity in' if measured else 'is not covered by'} the bundle's certificate"
 
 
 def covered(bundle: Bundle, name: EngineName, precision: Precision, device: str) -> bool:
@@ -256,7 +248,7 @@ def covered(bundle: Bundle, name: EngineName, precision: Precision, device: str)
         parity.passed
         for parity in bundle.certificate.parities
         if (parity.graph_sha256, parity.identity.precision) == (digest, precision)
-        and (device != "cpu" or parity.identity.engine == name)
+        and (device != "cpu" or (parity.identity.engine, parity.identity.device) == (name, "cpu"))
     )
 
 
