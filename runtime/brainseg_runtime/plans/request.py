@@ -11,6 +11,9 @@ from brainseg_runtime.spec import ModelSpec
 
 __all__ = ["Profile", "Request", "bound_to", "largest_batch", "profiles_of"]
 
+RECIPE = 1
+"""Raised whenever ``building.py`` comes to build otherwise: older plans are then not found any more."""
+
 LARGEST_HEAD, TYPICAL_HEAD = (256.0, 256.0, 256.0), (144.0, 176.0, 144.0)
 """Millimetres along R, A, S: beyond any head in a scanner's field of view, and an adult's brain."""
 
@@ -49,6 +52,7 @@ class Request:
     input_name: str
     output_name: str
     profiles: tuple[Profile, ...]
+    recipe: int = RECIPE
 
     @classmethod
     def of(

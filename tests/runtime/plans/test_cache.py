@@ -36,6 +36,7 @@ OTHERS = {
     "input_name": "x",
     "output_name": "y",
     "profiles": (Profile(*SHAPES), Profile(*SHAPES)),
+    "recipe": 0,
 }
 
 
