@@ -53,6 +53,15 @@ def bundle(
         str | None,
         typer.Option(help="Of the weights: an SPDX identifier, or a file.", show_default="not stated"),
     ] = None,
+    notes: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Markdown for the model card: data, figures, failures seen.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Export a model: convert, measure parity on whole scans, test, write the bundle.
 
@@ -64,7 +73,8 @@ def bundle(
 
     made_of = Source.of(source, spec, scans)
     folder = output or Path("bundles") / (source.resolve().name if source.is_dir() else source.stem)
-    made = export(made_of, folder, _say, via, Licence.of(licence))
+    words = notes.read_text(encoding="utf-8") if notes else ""
+    made = export(made_of, folder, _say, via, Licence.of(licence), words)
     typer.echo(f"{made.folder}  sha256 {made.sha256}")
 
 

@@ -91,9 +91,14 @@ class Source:
 
 
 def export(
-    source: Source, output: Path, say: Say, via: Via = "walker", licence: Licence | None = None
+    source: Source,
+    output: Path,
+    say: Say,
+    via: Via = "walker",
+    licence: Licence | None = None,
+    notes: str = "",
 ) -> Bundle:
-    """Convert, measure, test, and only then write a bundle.
+    """Convert, measure, test, and only then write a bundle; ``notes`` are Markdown for its model card.
 
     Raises:
         BundleInvalid: ``E_MODEL``, ``E_SPEC``, ``E_LAYER`` where the model cannot be converted, ``E_PARITY``
@@ -123,7 +128,7 @@ def export(
             with closing(make_engine(form.engine, form.data, spec, form.precision)) as engine:
                 check(engine, Golden.from_npz(answer.to_npz()))
     provenance = _provenance(source, model, files, via)
-    card = write_card(spec, certificate, licence.name, provenance, training)
+    card = write_card(spec, certificate, licence.name, provenance, training, notes)
     bundle = write_bundle(
         output,
         spec,

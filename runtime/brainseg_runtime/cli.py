@@ -41,9 +41,14 @@ def infer(
         ),
     ],
     model: Annotated[
-        list[Path],
-        typer.Option("--model", "-m", help="The bundle to run; several are averaged.", show_default=False),
-    ],
+        list[Path] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The bundle to run; several are averaged.",
+            show_default="glioma, of brainseg-runtime[model]",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("out"),
     engine: Annotated[
         Literal["auto", "openvino", "ort"],
@@ -131,14 +136,16 @@ def infer(
     from brainseg_runtime.attachments import require
     from brainseg_runtime.batch import exit_status, run
     from brainseg_runtime.bundle import Bundle
+    from brainseg_runtime.default_model import default_model
     from brainseg_runtime.inputs import find, kind_of, require_dicom, result_kinds
     from brainseg_runtime.memory import MEGABYTE
     from brainseg_runtime.rehearsal import rehearse
     from brainseg_runtime.scans import explain, find_scans
     from brainseg_runtime.segmenter import load
 
+    models = model or [default_model()]
     if explain_matching:
-        spec = Bundle.open(model[0]).spec
+        spec = Bundle.open(models[0]).spec
         typer.echo(explain(find_scans(inputs, spec), spec))
         return
     asked: dict[AttachmentKind, bool] = {
@@ -154,7 +161,7 @@ def infer(
     if kind == "dicom":
         require_dicom()
     with load(
-        model,
+        models,
         engine,
         precision=precision,
         device=device,
@@ -166,7 +173,8 @@ def infer(
         max_memory=None if max_memory is None else max_memory * MEGABYTE,
     ) as segmenter:
         say = _speaker(as_json, quiet)
-        say({"event": "start", **segmenter.record(), "engine_choice": segmenter.why, "input": kind})
+        start = {**segmenter.record(), "engine_choice": segmenter.why, "input": kind, "default": not model}
+        say({"event": "start", **start})
         found = find(inputs, segmenter.spec, kind, resample_to=resample_to, register=register, rules=rules)
         outcomes: list[Outcome | Planned] = []
         total = len(found.scans) + len(found.refused)
@@ -312,8 +320,9 @@ def _sentence(event: dict[str, Any]) -> str:
     match event["event"]:
         case "start":
             engine = event["engine"]
+            default = ", the default" if event["default"] else ""
             return (
-                f"model {event['model']['name']}, engine {engine['engine']} {engine['version']} "
+                f"model {event['model']['name']}{default}, engine {engine['engine']} {engine['version']} "
                 f"({engine['provider']}, {engine['device']}, {engine['precision']}), "
                 f"{event['engine_choice']}. "
                 f"Input: {event['input']}. "

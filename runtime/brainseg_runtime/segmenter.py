@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from brainseg_runtime import selftest
 from brainseg_runtime.bundle import Bundle, Precision
 from brainseg_runtime.certainty import Survey
+from brainseg_runtime.default_model import default_model
 from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.engines.choice import EngineName, choose, open_engine
 from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
@@ -185,7 +186,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
 
 
 def load(
-    model: Path | str | Sequence[Path | str],
+    model: Path | str | Sequence[Path | str] = (),
     engine: EngineName = "auto",
     *,
     precision: Precision = "fp32",
@@ -199,8 +200,8 @@ def load(
 ) -> Segmenter:
     """Open a bundle, check every byte of it, open an engine, and prove the engine on the golden tile.
 
-    Several bundles of one task answer as one: their logits are averaged. With ``tta`` those of all mirror
-    images of a tile are.
+    Without one it is the default model. Several bundles of one task answer as one: their logits are
+    averaged. With ``tta`` those of all mirror images of a tile are.
     ``tile`` (voxels a side) or ``overlap`` (a fraction) put blended tiles in place of the spec's scheme;
     ``max_memory`` in bytes.
 
@@ -208,9 +209,10 @@ def load(
         UsageRefused: ``E_USAGE`` for a tile or an overlap that the model cannot have, or bundles that make
             no ensemble.
         BundleInvalid: the bundle is damaged, uncertified for the engine, or fails its self-test.
-        EngineUnavailable: the engine or device is not to be had here.
+        EngineUnavailable: the engine or device is not to be had here, or the default model.
     """
-    bundles = [Bundle.open(path) for path in ([model] if isinstance(model, str | Path) else model)]
+    named = [model] if isinstance(model, str | Path) else model
+    bundles = [Bundle.open(path) for path in named or [default_model()]]
     joint = joint_spec([bundle.spec for bundle in bundles])
     spec = _retiled(joint, tile, overlap)
     choice = choose(bundles[0], engine, precision, device)
