@@ -17,7 +17,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 import nibabel
 import numpy as np
@@ -40,6 +40,7 @@ from benchmarks.cubes import crops
 
 BEGIN, END = "<!-- score: begin -->", "<!-- score: end -->"
 REGIONS = ("WT", "TC", "ET")
+REGISTERED = ("--resample-to", "t1c", "--register", "--preview")
 HEALTHY = 6
 """Heads without a tumour that are drawn of each kind."""
 
@@ -112,6 +113,15 @@ def whole_scans(segmenter: Segmenter, folder: Path) -> list[Case]:
     return list(cases(source, source.scans, segmenter.spec, {}, segmenter))
 
 
+def stage_native(data: Path, folder: Path) -> None:
+    """Lay out one patient as it came from the scanner: three grids, with the skull."""
+    place = folder / "native"
+    place.mkdir(parents=True)
+    for modality, word in TCGA.items():
+        (found,) = (data / FG / "native").glob(f"*_{word}.nii.gz")
+        (place / f"native-{BRATS_WORDS[modality]}.nii.gz").write_bytes(found.read_bytes())
+
+
 def overlaps(case: Case) -> dict[str, float]:
     """Region -> Dice, 1 where neither side has it."""
     assert case.answered is not None
@@ -170,16 +180,25 @@ def false_ml(segmenter: Segmenter, folder: Path) -> Iterator[tuple[str, float]]:
         yield scan.id, segmenter.segment(read(scan)).volumes_ml()["WT"]
 
 
-def file_to_file(bundle: Path, scan: Path, out: Path) -> tuple[float, float, dict[str, float]]:
-    """One scan by the command line: seconds from the shell to the mask, peak GB, and seconds a stage."""
+@dataclass(frozen=True)
+class Run:
+    """One scan by the command line."""
+
+    seconds: float
+    """From the shell to the mask."""
+    peak_gb: float
+    record: dict[str, Any]
+    """Its JSON."""
+
+
+def run(bundle: Path, scan: Path, out: Path, *options: str) -> Run:
+    """Segment one scan as a user does."""
     program = Path(sys.executable).with_name("brainseg-infer")
-    command = [str(program), str(scan), "-m", str(bundle), "-o", str(out)]
     started = time.perf_counter()
-    subprocess.run([*command, "--quiet"], check=True)
+    subprocess.run([str(program), str(scan), "-m", str(bundle), "-o", str(out), "-q", *options], check=True)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    record = json.loads(next(out.glob("*_seg.json")).read_bytes())
-    return seconds, peak, record["seconds"]
+    return Run(seconds, peak, json.loads((out / f"{scan.name}_seg.json").read_bytes()))
 
 
 def page(
@@ -187,7 +206,8 @@ def page(
     scored: Sequence[Case],
     crops_dice: Mapping[str, np.ndarray],
     false: Mapping[str, float],
-    timed: tuple[float, float, dict[str, float]],
+    timed: Run,
+    native: Run,
 ) -> str:
     """All of it, in Markdown, with date, versions and machine."""
     by = {patient.name: patient for patient in PATIENTS}
@@ -197,7 +217,7 @@ def page(
         for name, d in found.items()
     ]
     rows.append(["median", "", "", *(f"{median(d[r] for d in found.values()):.3f}" for r in REGIONS)])
-    seconds, peak, stages = timed
+    expert = next(case.labels.volumes_ml() for case in scored if case.scan == PATIENTS[0].name)
     engine = load(bundle.folder).engine.identity
     return "\n".join(
         [
@@ -230,9 +250,24 @@ def page(
             ),
             "",
             "One scan of 240x240x155 voxels and four modalities, from the shell to the mask: "
-            f"{seconds:.1f} s, peak {peak:.2f} GB; "
-            + ", ".join(f"{stage} {value:.2f} s" for stage, value in stages.items())
+            f"{timed.seconds:.1f} s, peak {timed.peak_gb:.2f} GB; "
+            + ", ".join(f"{stage} {value:.2f} s" for stage, value in timed.record["seconds"].items())
             + ".",
+            "",
+            f"{PATIENTS[0].name} as it came from the scanner, with its skull, the series registered onto T1c "
+            "by `--resample-to t1c --register`, volumes in ml:",
+            "",
+            *_table(
+                ["", *REGIONS],
+                [
+                    [words, *(f"{ml[region]:.1f}" for region in REGIONS)]
+                    for words, ml in (
+                        ("experts", expert),
+                        ("stripped", timed.record["volumes_ml"]),
+                        ("with its skull", native.record["volumes_ml"]),
+                    )
+                ],
+            ),
             "",
         ]
     )
@@ -253,6 +288,7 @@ def main(
     with tempfile.TemporaryDirectory() as name, load(opened.folder) as segmenter:
         folder = Path(name)
         stage(PATIENTS, data, folder / "patients")
+        stage_native(data, folder)
         healthy(data, folder / "healthy")
         scored = whole_scans(segmenter, folder / "patients")
         if picture:
@@ -262,8 +298,12 @@ def main(
             scored,
             lesions(segmenter.engine, segmenter.spec, data / "brats2020-lesion-cubes" / "validation.npz"),
             dict(false_ml(segmenter, folder / "healthy")),
-            file_to_file(opened.folder, folder / "patients" / PATIENTS[0].name, folder / "out"),
+            run(opened.folder, folder / "patients" / PATIENTS[0].name, folder / "out"),
+            run(opened.folder, folder / "native", folder / "out", *REGISTERED),
         )
+        if picture:
+            kept = picture.with_name(f"{picture.stem}-native.png")
+            kept.write_bytes((folder / "out" / "native_seg.png").read_bytes())
     typer.echo(text)
     if write:
         before, rest = write.read_text().split(BEGIN)
