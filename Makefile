@@ -56,8 +56,9 @@ runs/%/model.keras: | setup $(filter data/synthetic,$(DATA))
 figures: train  ## RUN=<name>: every picture of the run, in runs/<name>/figures
 	$(BIN)/brainseg-train figures runs/$(RUN)
 
-export: runs/$(RUN)/model.keras  ## RUN=<name>: runs/<name> becomes the certified bundle bundles/<name>
+export: runs/$(RUN)/model.keras  ## RUN=<name>: runs/<name> becomes the certified bundle bundles/<name>; TensorRT plans where a GPU is
 	$(BIN)/brainseg-export bundle runs/$(RUN) -o bundles/$(RUN)
+	@$(BIN)/brainseg-export engine bundles/$(RUN) || [ $$? = 5 ]  # where no GPU is, its one line says so
 
 infer: setup  ## SCANS=<folder> RUN=<name> OUT=<folder>: segment scans with a bundle
 	$(BIN)/brainseg-infer $(SCANS) -m bundles/$(RUN) -o $(OUT)
@@ -106,7 +107,7 @@ score: setup  ## DATA=<folder of real data>: Dice of the default model on real s
 lock: | $(filter .tools/%,$(UV))  ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--group dev runtime/pyproject.toml trainer/pyproject.toml export/pyproject.toml \
-		--extra cpu --extra openvino --extra dicom --extra report --extra jax --extra tensorboard --no-emit-package brainseg-runtime -o requirements.lock
+		--extra cpu --extra openvino --extra dicom --extra report --extra rtx --extra jax --extra tensorboard --no-emit-package brainseg-runtime -o requirements.lock
 
 clean:  ## remove what was made: environments, demo, runs, bundles, caches
 	rm -rf .venv .tools demo runs bundles out data .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

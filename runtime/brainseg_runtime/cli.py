@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from brainseg_runtime.console import end_with
+from brainseg_runtime.plans.cli import plans
 
 if TYPE_CHECKING:
     from brainseg_runtime.batch import Outcome
@@ -25,6 +26,7 @@ __all__ = ["infer_main", "main"]
 PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 app = typer.Typer(no_args_is_help=True, **PLAIN)
+app.add_typer(plans, name="plans")
 
 
 @app.callback()
@@ -51,10 +53,12 @@ def infer(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("out"),
     engine: Annotated[
-        Literal["auto", "openvino", "ort"],
+        Literal["auto", "openvino", "ort", "trt"],
         typer.Option(help="A named engine is a demand; auto says what it took, and why."),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="Where to compute: cpu.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="Where to compute: cpu or cuda:0.", show_default="cpu; cuda:0 for trt")
+    ] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "bf16"], typer.Option(help="As far as the bundle's certificate covers it.")
     ] = "fp32",
@@ -160,6 +164,11 @@ def infer(
     attachments += result_kinds(output_type, kind)
     if kind == "dicom":
         require_dicom()
+    if engine == "trt":
+        from brainseg_runtime.plans.cli import ready
+
+        for folder in model:
+            ready(Bundle.open(folder), precision, device or "cuda:0")
     with load(
         models,
         engine,
@@ -216,7 +225,14 @@ def selftest(
             typer.echo(json.dumps({"schema": 1, "event": "selftest", **vars(verdict)}))
     else:
         rows = [
-            (v.engine, v.precision, "certified" if v.certified else "uncertified", v.code or "ok", v.detail)
+            (
+                v.engine,
+                v.device,
+                v.precision,
+                "certified" if v.certified else "uncertified",
+                v.code or "ok",
+                v.detail,
+            )
             for v in verdicts
         ]
         typer.echo(aligned(rows))
