@@ -112,6 +112,14 @@ def infer(
         Path | None,
         typer.Option(help="TOML rules by which DICOM series are chosen.", show_default="brainseg's own"),
     ] = None,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEYS.pem",
+            help="Refuse a model that none of these public keys signed.",
+            show_default="no",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans that are done.")] = False,
     explain_matching: Annotated[
         bool, typer.Option("--explain-matching", help="Only say which file is taken for what, and why.")
@@ -164,6 +172,7 @@ def infer(
         overlap=overlap,
         tta=tta,
         max_memory=None if max_memory is None else max_memory * MEGABYTE,
+        require_signature=require_signature,
     ) as segmenter:
         say = _speaker(as_json, quiet)
         say({"event": "start", **segmenter.record(), "engine_choice": segmenter.why, "input": kind})

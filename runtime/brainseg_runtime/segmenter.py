@@ -196,21 +196,23 @@ def load(
     overlap: float | None = None,
     tta: bool = False,
     max_memory: int | None = None,
+    require_signature: Path | None = None,
 ) -> Segmenter:
     """Open a bundle, check every byte of it, open an engine, and prove the engine on the golden tile.
 
     Several bundles of one task answer as one: their logits are averaged. With ``tta`` those of all mirror
     images of a tile are.
     ``tile`` (voxels a side) or ``overlap`` (a fraction) put blended tiles in place of the spec's scheme;
-    ``max_memory`` in bytes.
+    ``max_memory`` in bytes. ``require_signature``: public keys (PEM) of which one has to have signed each.
 
     Raises:
         UsageRefused: ``E_USAGE`` for a tile or an overlap that the model cannot have, or bundles that make
             no ensemble.
-        BundleInvalid: the bundle is damaged, uncertified for the engine, or fails its self-test.
+        BundleInvalid: the bundle is damaged, unsigned, uncertified for the engine, or fails its self-test.
         EngineUnavailable: the engine or device is not to be had here.
     """
-    bundles = [Bundle.open(path) for path in ([model] if isinstance(model, str | Path) else model)]
+    paths = [model] if isinstance(model, str | Path) else model
+    bundles = [Bundle.open(path, require_signature) for path in paths]
     joint = joint_spec([bundle.spec for bundle in bundles])
     spec = _retiled(joint, tile, overlap)
     choice = choose(bundles[0], engine, precision, device)

@@ -98,6 +98,7 @@ def test_when_every_scan_is_refused_the_status_is_3(infer, bundle, scans, tmp_pa
         (("--batch", "0"), 2),
         (("--surprise",), 2),
         (("-o", "/proc/version"), 7),
+        (("--require-signature", "/nowhere"), 2),
     ],
     ids=str,
 )
@@ -105,6 +106,21 @@ def test_what_stops_a_run_has_its_own_status(infer, bundle, scans, tmp_path, arg
     """Usage 2, engine 5, model 6, output 7."""
     given = (scans, "-m", bundle, "-o", tmp_path / "out", *arguments)
     assert infer(*given)[0] == status
+
+
+def test_a_model_without_the_demanded_signature_does_not_run(infer, bundle, scans, tmp_path):
+    """Status 6 and nothing written; signed by the operator's key, it runs."""
+    pytest.importorskip("cryptography")
+    from brainseg_runtime.bundle import sign_bundle
+    from brainseg_runtime.signature import make_keys
+
+    make_keys(tmp_path / "key.pem", tmp_path / "key.pub.pem")
+    given = (scans, "-m", bundle, "-o", tmp_path / "out", "--require-signature", tmp_path / "key.pub.pem")
+    status, _, err = infer(*given)
+    assert (status, "E_SIGNATURE" in err) == (6, True)
+    assert not (tmp_path / "out").exists()
+    sign_bundle(bundle, tmp_path / "key.pem")
+    assert infer(*given)[0] == 0
 
 
 def test_matching_is_explained_without_running(infer, bundle, scans, tmp_path):

@@ -11,6 +11,7 @@ from brainseg_export.graph import ALLOWED_OPS, operators
 from brainseg_export.model import to_logits
 from brainseg_export.walker import walk
 from brainseg_runtime.engines.ort import OrtEngine
+from brainseg_runtime.graph import check
 from brainseg_trainer.config import Network
 from brainseg_trainer.networks import build_network, deployed, divisor
 from toys import toy_spec
@@ -53,6 +54,7 @@ def test_presets_become_clean_graphs(name, norm, upsampling):
     graph = walk(flat, spec)
     found = operators(graph)
     assert set(found) <= ALLOWED_OPS
+    check(graph.SerializeToString())
     assert "Transpose" not in found
     # One norm of an instance per norm of Keras; of a batch, none but before an activation that adds.
     norms = sum(type(layer).__name__ == "GroupNormalization" for layer in flat.layers)
