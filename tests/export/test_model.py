@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from brainseg_export.model import flatten, keras_engine, load, to_logits
 from brainseg_runtime.errors import BundleInvalid, UsageRefused
-from hostile_keras import HOSTILE
+from hostile.keras_models import HOSTILE
 from keras import layers
 from toys import toy_spec
 

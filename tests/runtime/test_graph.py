@@ -8,7 +8,7 @@ from brainseg_runtime.bundle import Bundle
 from brainseg_runtime.errors import BundleInvalid
 from brainseg_runtime.graph import OPERATORS, check
 from brainseg_runtime.segmenter import load
-from hostile_graphs import GOOD, HOSTILE
+from hostile.graphs import GOOD, HOSTILE
 from mutants import mutate
 from onnx import TensorProto
 from toys import toy_bundle
