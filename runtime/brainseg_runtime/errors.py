@@ -60,6 +60,7 @@ CODES: Mapping[str, str] = {
     "E_READBACK": "what was written does not read back as what was meant",
     "E_EXTRA_MISSING": "an optional part of brainseg is not installed",
     # a scan as a whole
+    "E_CHECKSUM": "a file is not on the list of checksums, or differs from it or from the record",
     "E_GEOMETRY_MISMATCH": "the modalities of a scan do not lie on one grid",
     "E_REGISTRATION": "the modalities of a scan cannot be registered to each other",
     "E_NO_BRAIN": "nothing stands out from the background",
@@ -82,6 +83,8 @@ CODES: Mapping[str, str] = {
     "E_SPEC": "a model specification contradicts itself or the model",
     "E_OUTPUT": "the output cannot be written",
     "E_MEMORY": "the work does not fit in memory",
+    "E_TIMEOUT": "a scan took longer than it was given",
+    "E_RUN_DIFFERS": "a run that was repeated was made by another model, or gives another mask",
     "E_UNEXPECTED": "an error that brainseg does not know; please report it",
     # training
     "E_TRUTH_MISSING": "a training scan has no label image",

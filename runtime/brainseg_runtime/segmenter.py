@@ -16,6 +16,7 @@ from brainseg_runtime.certainty import Survey
 from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.engines.choice import EngineName, choose, open_engine
 from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
+from brainseg_runtime.engines.timed import TimedEngine
 from brainseg_runtime.ensemble import identity_of, joint_spec
 from brainseg_runtime.errors import BundleInvalid, UsageRefused
 from brainseg_runtime.labels import drop_specks
@@ -63,11 +64,13 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         why: str = "as given",
         max_memory: int | None = None,
         options: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> None:
         """``batch`` tiles are computed at a time; results say ``model``, and ``why`` it is this engine.
 
         ``options`` are what else the results must tell of how they were computed.
         ``max_memory`` in bytes, by default the machine's: a scan that would take more is refused.
+        ``timeout`` in seconds of a scan's own stages; it is looked at between them and before each pass.
         """
         self.spec = spec
         self.engine = engine
@@ -76,6 +79,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         self.why = why
         self.max_memory = max_memory
         self.options = dict(options or {})
+        self.timeout = timeout
 
     def plan(self, placement: Placement) -> Plan:
         """How a scan would be computed, and the memory that this would take.
@@ -110,9 +114,18 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         return Ready(volume, prepared, planned, _since(started, "prepare"))
 
     def compute(self, ready: Ready) -> Computed:
-        """The second step: the network, one scan at a time."""
+        """The second step: the network, one scan at a time.
+
+        Raises:
+            BudgetExceeded: ``E_TIMEOUT``.
+            EngineUnavailable: ``E_ENGINE_FAILED``.
+        """
         started = time.perf_counter()
-        logits = predict(ready.prepared.data, self.engine, self.spec, self.batch, ready.plan.tiling)
+        engine = self.engine
+        if self.timeout is not None:
+            left = self.timeout - sum(ready.seconds.values())
+            engine = TimedEngine(engine, started + left, f"scan {ready.volume.scan}", self.timeout)
+        logits = predict(ready.prepared.data, engine, self.spec, self.batch, ready.plan.tiling)
         return Computed(ready, logits, {**ready.seconds, **_since(started, "infer")})
 
     def label(self, computed: Computed, *, probabilities: bool = False) -> Segmentation:
@@ -197,6 +210,7 @@ def load(
     tta: bool = False,
     max_memory: int | None = None,
     require_signature: Path | None = None,
+    timeout: float | None = None,
 ) -> Segmenter:
     """Open a bundle, check every byte of it, open an engine, and prove the engine on the golden tile.
 
@@ -204,6 +218,7 @@ def load(
     images of a tile are.
     ``tile`` (voxels a side) or ``overlap`` (a fraction) put blended tiles in place of the spec's scheme;
     ``max_memory`` in bytes. ``require_signature``: public keys (PEM) of which one has to have signed each.
+    ``timeout`` in seconds, for each scan.
 
     Raises:
         UsageRefused: ``E_USAGE`` for a tile or an overlap that the model cannot have, or bundles that make
@@ -238,6 +253,7 @@ def load(
         why=choice.why,
         max_memory=max_memory,
         options=told,
+        timeout=timeout,
     )
 
 
