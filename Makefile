@@ -107,7 +107,7 @@ score: setup  ## DATA=<folder of real data>: Dice of the default model on real s
 lock: | $(filter .tools/%,$(UV))  ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--group dev runtime/pyproject.toml trainer/pyproject.toml export/pyproject.toml \
-		--extra cpu --extra openvino --extra dicom --extra report --extra rtx --extra jax --extra tensorboard --no-emit-package brainseg-runtime -o requirements.lock
+		--extra cpu --extra openvino --extra dicom --extra report --extra rtx --extra trust --extra jax --extra tensorboard --no-emit-package brainseg-runtime -o requirements.lock
 
 clean:  ## remove what was made: environments, demo, runs, bundles, caches
 	rm -rf .venv .tools demo runs bundles out data .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
