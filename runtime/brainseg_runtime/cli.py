@@ -188,7 +188,7 @@ def infer(
     if engine == "trt":
         from brainseg_runtime.plans.cli import ready
 
-        for folder in model:
+        for folder in models:
             ready(Bundle.open(folder), precision, device or "cuda:0")
     with load(
         models,
@@ -273,18 +273,20 @@ def verify_run(
         list[Path], typer.Argument(metavar="SCANS...", help="Where the scan is.", show_default=False)
     ],
     model: Annotated[
-        list[Path], typer.Option("--model", "-m", help="The bundle of the run.", show_default=False)
-    ],
+        list[Path] | None,
+        typer.Option("--model", "-m", help="The bundle of the run.", show_default="the default model"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Repeat a run as its record says, and compare the masks byte for byte.
 
     Exit status: 0 the same, 2 not a record or no such scan, 3 the files are others, 6 another model or mask.
     """
+    from brainseg_runtime.default_model import default_model
     from brainseg_runtime.errors import BundleInvalid
     from brainseg_runtime.rerun import verify_run as verify
 
-    told = verify(record, inputs, model)
+    told = verify(record, inputs, model or [default_model()])
     if as_json:
         typer.echo(json.dumps({"schema": 1, "event": "verify-run", **vars(told), "same": told.same}))
     else:
