@@ -24,6 +24,12 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 BundleFolder = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)
 ]
+Keys = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-signature", metavar="KEYS.pem", help="Refuse what none of these public keys signed."
+    ),
+]
 
 
 @app.callback()
@@ -57,6 +63,15 @@ def bundle(
         str | None,
         typer.Option(help="Of the weights: an SPDX identifier, or a file.", show_default="not stated"),
     ] = None,
+    notes: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Markdown for the model card: data, figures, failures seen.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Export a model: convert, measure parity on whole scans, test, write the bundle.
 
@@ -68,20 +83,21 @@ def bundle(
 
     made_of = Source.of(source, spec, scans)
     folder = output or Path("bundles") / (source.resolve().name if source.is_dir() else source.stem)
-    made = export(made_of, folder, _say, via, Licence.of(licence))
+    words = notes.read_text(encoding="utf-8") if notes else ""
+    made = export(made_of, folder, _say, via, Licence.of(licence), words)
     typer.echo(f"{made.folder}  sha256 {made.sha256}")
 
 
 @app.command()
-def verify(folder: BundleFolder) -> None:
-    """Check a bundle: every byte, the certificate's figures, and the known answer on this machine.
+def verify(folder: BundleFolder, require_signature: Keys = None) -> None:
+    """Check a bundle: every byte, who signed it, the certificate's figures, the known answer on this machine.
 
     Exit status: 0 sound, 6 not.
     """
     from brainseg_export import verify as verification
     from brainseg_export.card import table
 
-    results = verification.checks(folder)
+    results = verification.checks(folder, require_signature)
     typer.echo(table([(check.code or "ok", check.what, check.detail) for check in results]))
     verification.require(results)
 
@@ -120,6 +136,37 @@ def engine(
         with closing(make_engine("trt", opened.graph(precision), opened.spec, precision, device)) as running:
             difference = check(running, opened.golden())
         typer.echo(f"{said}, known answer missed by {difference:.1e}")
+
+
+@app.command()
+def keygen(
+    key: Annotated[
+        Path, typer.Argument(metavar="KEY.pem", help="The private key to write.", show_default=False)
+    ],
+) -> None:
+    """Make a pair of keys to sign bundles with: KEY.pem, which stays secret, and KEY.pub.pem.
+
+    Exit status: 0 done, 5 cryptography missing, 7 not writable or already there.
+    """
+    from brainseg_runtime.signature import make_keys
+
+    public = key.with_suffix(".pub.pem")
+    make_keys(key, public)
+    typer.echo(f"{key}  keep it secret\n{public}  give it to whoever runs your bundles")
+
+
+@app.command()
+def sign(
+    folder: BundleFolder,
+    key: Annotated[Path, typer.Option(metavar="KEY.pem", help="The private key.", show_default=False)],
+) -> None:
+    """Sign a bundle that is whole: manifest.sig, an Ed25519 signature over its manifest.
+
+    Exit status: 0 done, 2 not a key, 5 cryptography missing, 6 the bundle is damaged, 7 not writable.
+    """
+    from brainseg_runtime.bundle import sign_bundle
+
+    sign_bundle(folder, key)
 
 
 def main() -> NoReturn:

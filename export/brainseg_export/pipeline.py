@@ -16,6 +16,7 @@ import onnx
 from brainseg_runtime.bundle import GRAPHS, Bundle, Golden, write_bundle
 from brainseg_runtime.engines.choice import ENGINES, default_device, installed, make_engine
 from brainseg_runtime.errors import EngineUnavailable, ScanRefused, UsageRefused
+from brainseg_runtime.graph import check as check_graph
 from brainseg_runtime.scans import Found, find_scans, read
 from brainseg_runtime.selftest import check
 from brainseg_runtime.spec import ModelSpec
@@ -92,12 +93,18 @@ class Source:
 
 
 def export(
-    source: Source, output: Path, say: Say, via: Via = "walker", licence: Licence | None = None
+    source: Source,
+    output: Path,
+    say: Say,
+    via: Via = "walker",
+    licence: Licence | None = None,
+    notes: str = "",
 ) -> Bundle:
-    """Convert, measure, test, and only then write a bundle.
+    """Convert, measure, test, and only then write a bundle; ``notes`` are Markdown for its model card.
 
     Raises:
-        BundleInvalid: ``E_MODEL``, ``E_SPEC``, ``E_LAYER`` where the model cannot be converted, ``E_PARITY``
+        BundleInvalid: ``E_MODEL``, ``E_SPEC``, ``E_LAYER``, ``E_GRAPH_OPERATOR`` where the model cannot be
+            converted, ``E_PARITY``
             where a graph disagrees with it, ``E_SELFTEST`` where the known answer is missed.
         ScanRefused: ``E_NO_SCANS``.
         OutputUnwritable: ``E_OUTPUT``.
@@ -113,6 +120,8 @@ def export(
     references = reference_scans(_volumes(scans, say), keras, spec, say)
     spec = _measured(spec, graph, references, say)
     files = {GRAPHS["fp32"]: _bytes(stamped(graph, spec)), GRAPHS["fp16"]: _bytes(to_half(graph))}
+    for data in files.values():
+        check_graph(data)
     forms = [_witness(logits, spec, say)] if via == "walker" else []
     forms += _forms(files, spec, via, say)
     say(f"parity: {len(forms)} forms on {', '.join(r.volume.scan for r in references)}")
@@ -124,7 +133,7 @@ def export(
             with closing(make_engine(form.engine, form.data, spec, form.precision, form.device)) as engine:
                 check(engine, Golden.from_npz(answer.to_npz()))
     provenance = _provenance(source, model, files, via)
-    card = write_card(spec, certificate, licence.name, provenance, training)
+    card = write_card(spec, certificate, licence.name, provenance, training, notes)
     bundle = write_bundle(
         output,
         spec,

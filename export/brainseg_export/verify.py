@@ -24,15 +24,16 @@ class Check:
     """The error's code, where it failed."""
 
 
-def checks(folder: Path) -> tuple[Check, ...]:
+def checks(folder: Path, require_signature: Path | None = None) -> tuple[Check, ...]:
     """Everything about a bundle that can be checked without its Keras model.
 
     Raises:
         BundleInvalid: where the bundle cannot even be opened; see ``Bundle.open``.
     """
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, require_signature)
     files = Check("files", f"{len(bundle.manifest['files'])} files match their sha256")
-    return files, *_certificate(bundle), *_selftests(bundle)
+    signed = [Check("signature", f"by a key of {require_signature}")] if require_signature else []
+    return files, *signed, *_graphs(bundle), *_certificate(bundle), *_selftests(bundle)
 
 
 def require(results: tuple[Check, ...]) -> None:
@@ -44,6 +45,17 @@ def require(results: tuple[Check, ...]) -> None:
             f"{'; '.join(f'{check.what}: {check.detail}' for check in failed)}.",
             "Do not use the bundle; export the model again.",
         )
+
+
+def _graphs(bundle: Bundle) -> Iterator[Check]:
+    for precision in ("fp32", "fp16"):
+        what = f"graph {GRAPHS[precision]}"
+        try:
+            bundle.graph(precision)
+        except BundleInvalid as error:
+            yield Check(what, error.received, error.code)
+        else:
+            yield Check(what, "holds known operators and its own weights")
 
 
 def _certificate(bundle: Bundle) -> Iterator[Check]:

@@ -66,5 +66,5 @@ def _maps(segmentation: Segmentation) -> Attachment:
     )
 
 
-def _saver(make: Callable[[Contents], bytes]) -> Callable[[Path, Contents], None]:
+def _saver(make: Callable[[Contents], bytes]) -> Callable[[Path, Contents], str]:
     return lambda path, contents: write_atomically(path, make(contents))

@@ -62,6 +62,10 @@ class Readable(Protocol):
     def id(self) -> str:
         """What its results are called; it says nothing of the patient."""
 
+    @property
+    def paths(self) -> Collection[Path]:
+        """Every file that is read, or the archive that holds it."""
+
     def read(self) -> Volume:
         """Read it, or raise ``ScanRefused``."""
 

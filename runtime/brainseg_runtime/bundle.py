@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import os
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from brainseg_runtime import graph, signature
 from brainseg_runtime.certificate import Certificate
-from brainseg_runtime.errors import BundleInvalid, OutputUnwritable
+from brainseg_runtime.errors import BundleInvalid, OutputUnwritable, ScanRefused
+from brainseg_runtime.files import open_regular, write_atomically
 from brainseg_runtime.spec import FORMAT, ModelSpec
 
-__all__ = ["GRAPHS", "Bundle", "Golden", "Precision", "write_bundle"]
+__all__ = ["GRAPHS", "SIGNATURE", "Bundle", "Golden", "Precision", "sign_bundle", "write_bundle"]
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -25,6 +29,12 @@ GRAPHS: Mapping[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onn
 
 MANIFEST = "manifest.json"
 DIGEST = "manifest.sha256"
+SIGNATURE = "manifest.sig"
+"""Of the manifest; the one file that a bundle may have or not."""
+
+MAX_FILE_BYTES = 2 << 30
+MAX_GOLDEN_BYTES = 256 << 20
+"""Of the golden tile and its logits, inflated; 64^3 voxels of 4 modalities and 3 regions in FP16 are 4 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +54,26 @@ class Golden:
 
     @classmethod
     def from_npz(cls, data: bytes) -> Self:
-        """Read ``selftest.npz``; no pickle is ever loaded."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return cls(arrays["tile"].astype(np.float32), arrays["logits"].astype(np.float32))
+        """Read ``selftest.npz``; no pickle is ever loaded.
+
+        Raises:
+            BundleInvalid: ``E_BUNDLE_FORMAT`` for anything but two arrays (i, j, k, ...) of finite numbers.
+        """
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                inflated = sum(member.file_size for member in archive.infolist())
+            if inflated > MAX_GOLDEN_BYTES:
+                raise ValueError(f"it inflates to {inflated} bytes")
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                tile, logits = (arrays[name].astype(np.float32) for name in ("tile", "logits"))
+            if tile.ndim != 4 or tile.shape[:3] != logits.shape[:3] or not np.isfinite(tile).all():
+                raise ValueError(f"a tile {tile.shape} with logits {logits.shape}")
+        # A damaged zip or array fails in many ways.
+        except Exception as error:
+            raise BundleInvalid(
+                "E_BUNDLE_FORMAT", f"selftest.npz is malformed: {error}.", "Export the model again."
+            ) from error
+        return cls(tile, logits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,22 +88,30 @@ class Bundle:
     """Of the manifest, and through it of every file: the model's identity."""
 
     @classmethod
-    def open(cls, folder: Path | str) -> Self:
-        """Open a bundle and check all of it.
+    def open(cls, folder: Path | str, require_signature: Path | None = None) -> Self:
+        """Open a bundle and check all of it, also who signed it where public keys are given (PEM).
 
         Raises:
-            BundleInvalid: ``E_NOT_BUNDLE`` without a manifest, ``E_BUNDLE_DAMAGED`` where a byte of
+            BundleInvalid: ``E_NOT_BUNDLE`` without a manifest, ``E_SIGNATURE`` where none of the keys
+                signed it, ``E_BUNDLE_DAMAGED`` where a byte of
                 any file differs or a file is missing or not listed, ``E_BUNDLE_FORMAT`` for a newer
                 format, ``E_SPEC`` for a contradictory specification.
+            UsageRefused: ``E_USAGE`` for a file without such keys.
+            EngineUnavailable: ``E_EXTRA_MISSING`` where keys are given and cryptography is not installed.
         """
         folder = Path(folder)
         data = _file(folder, MANIFEST)
+        if require_signature is not None:
+            # Before anything that the manifest says is believed.
+            signed = _file(folder, SIGNATURE) if (folder / SIGNATURE).exists() else None
+            signature.check(data, signed, require_signature)
         sha256 = hashlib.sha256(data).hexdigest()
         if _file(folder, DIGEST) != _digest_line(sha256):
             raise _damaged(folder, f"{MANIFEST} does not match {DIGEST}")
         manifest = _manifest(data)
         listed = {MANIFEST, DIGEST, *manifest["files"]}
         present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        present.discard(SIGNATURE)
         if present != listed:
             raise _damaged(folder, f"files missing or not listed: {sorted(present ^ listed)}")
         for name in manifest["files"]:
@@ -90,8 +125,14 @@ class Bundle:
         return _checked(self.folder, name, self.manifest)
 
     def graph(self, precision: Precision) -> bytes:
-        """The ONNX graph of a precision."""
-        return self.read(GRAPHS[precision])
+        """The ONNX graph of a precision, holding nothing but a network.
+
+        Raises:
+            BundleInvalid: as ``graph.check``.
+        """
+        data = self.read(GRAPHS[precision])
+        graph.check(data)
+        return data
 
     def graph_sha256(self, precision: Precision) -> str:
         """The digest of a precision's graph."""
@@ -160,12 +201,31 @@ def write_bundle(
     return Bundle.open(folder)
 
 
+def sign_bundle(folder: Path | str, key: Path) -> None:
+    """Sign a bundle that is whole with a private key (PEM), in place of a signature that it had.
+
+    Raises:
+        BundleInvalid: as ``Bundle.open``.
+        UsageRefused: ``E_USAGE`` for a file that is no such key.
+        OutputUnwritable: ``E_OUTPUT``.
+    """
+    bundle = Bundle.open(folder)
+    data = _file(bundle.folder, MANIFEST)
+    if hashlib.sha256(data).hexdigest() != bundle.sha256:
+        raise _damaged(bundle.folder, f"{MANIFEST} changed while it was read")
+    write_atomically(bundle.folder / SIGNATURE, signature.sign(data, key))
+
+
 def _manifest(data: bytes) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(data)
         version = manifest["format"]
         named = {"spec", "files", "provenance", "licence", "intended_use"} <= set(manifest)
-    except (ValueError, KeyError, TypeError) as error:
+        for name, entry in manifest["files"].items():
+            if not (isinstance(entry["sha256"], str) and isinstance(entry["size"], int)):
+                raise ValueError(f"the entry of {name}")
+    # RecursionError: brackets within brackets without end.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleInvalid(
             "E_BUNDLE_FORMAT", f"{MANIFEST} is malformed: {error}.", "Export the model again."
         ) from error
@@ -198,9 +258,13 @@ def _file(folder: Path, name: str) -> bytes:
             )
         raise _damaged(folder, f"{name} is missing or is not a plain file")
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _damaged(folder, f"{name} cannot be read: {error.strerror}") from error
+        # Asked again of what was opened: a name may come to mean a fifo, a device or a link.
+        with open_regular(path, folder) as file:
+            if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
+                raise _damaged(folder, f"{name} has {size} bytes")
+            return file.read()
+    except (ScanRefused, OSError) as error:
+        raise _damaged(folder, f"{name} cannot be read: {error}") from error
 
 
 def _digest_line(sha256: str) -> bytes:

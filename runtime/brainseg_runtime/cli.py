@@ -43,9 +43,14 @@ def infer(
         ),
     ],
     model: Annotated[
-        list[Path],
-        typer.Option("--model", "-m", help="The bundle to run; several are averaged.", show_default=False),
-    ],
+        list[Path] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The bundle to run; several are averaged.",
+            show_default="glioma, of brainseg-runtime[model]",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("out"),
     engine: Annotated[
         Literal["auto", "openvino", "ort", "trt"],
@@ -116,6 +121,26 @@ def infer(
         Path | None,
         typer.Option(help="TOML rules by which DICOM series are chosen.", show_default="brainseg's own"),
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, metavar="SECONDS", help="Refuse a scan that takes longer.", show_default="none"
+        ),
+    ] = None,
+    checksums: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SHA256SUMS", help="Refuse files that are not as this list says.", show_default="none"
+        ),
+    ] = None,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEYS.pem",
+            help="Refuse a model that none of these public keys signed.",
+            show_default="no",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans that are done.")] = False,
     explain_matching: Annotated[
         bool, typer.Option("--explain-matching", help="Only say which file is taken for what, and why.")
@@ -129,20 +154,23 @@ def infer(
     """Segment scans: <scan>_seg.nii.gz and <scan>_seg.json for each, volumes.csv for all.
 
     Exit status: 0 done, 2 usage, 3 every scan refused, 4 some refused or failed and the rest done,
-    5 engine or device unavailable, 6 model invalid, 7 output not writable, 8 out of memory,
+    5 engine or device unavailable, 6 model invalid, 7 output not writable, 8 out of memory or time,
     130 interrupted.
     """
     from brainseg_runtime.attachments import require
     from brainseg_runtime.batch import exit_status, run
     from brainseg_runtime.bundle import Bundle
+    from brainseg_runtime.checksums import hold, load_checksums
+    from brainseg_runtime.default_model import default_model
     from brainseg_runtime.inputs import find, kind_of, require_dicom, result_kinds
     from brainseg_runtime.memory import MEGABYTE
     from brainseg_runtime.rehearsal import rehearse
     from brainseg_runtime.scans import explain, find_scans
     from brainseg_runtime.segmenter import load
 
+    models = model or [default_model()]
     if explain_matching:
-        spec = Bundle.open(model[0]).spec
+        spec = Bundle.open(models[0]).spec
         typer.echo(explain(find_scans(inputs, spec), spec))
         return
     asked: dict[AttachmentKind, bool] = {
@@ -160,10 +188,10 @@ def infer(
     if engine == "trt":
         from brainseg_runtime.plans.cli import ready
 
-        for folder in model:
+        for folder in models:
             ready(Bundle.open(folder), precision, device or "cuda:0")
     with load(
-        model,
+        models,
         engine,
         precision=precision,
         device=device,
@@ -173,10 +201,15 @@ def infer(
         overlap=overlap,
         tta=tta,
         max_memory=None if max_memory is None else max_memory * MEGABYTE,
+        require_signature=require_signature,
+        timeout=timeout,
     ) as segmenter:
         say = _speaker(as_json, quiet)
-        say({"event": "start", **segmenter.record(), "engine_choice": segmenter.why, "input": kind})
+        start = {**segmenter.record(), "engine_choice": segmenter.why, "input": kind, "default": not model}
+        say({"event": "start", **start})
         found = find(inputs, segmenter.spec, kind, resample_to=resample_to, register=register, rules=rules)
+        if checksums is not None:
+            found = hold(found, load_checksums(checksums))
         outcomes: list[Outcome | Planned] = []
         total = len(found.scans) + len(found.refused)
         results = (
@@ -229,6 +262,42 @@ def selftest(
         ]
         typer.echo(aligned(rows))
     raise typer.Exit(6 if any(verdict.broken for verdict in verdicts) else 0)
+
+
+@app.command()
+def verify_run(
+    record: Annotated[
+        Path, typer.Argument(metavar="SCAN_seg.json", help="What a run left.", show_default=False)
+    ],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="SCANS...", help="Where the scan is.", show_default=False)
+    ],
+    model: Annotated[
+        list[Path] | None,
+        typer.Option("--model", "-m", help="The bundle of the run.", show_default="the default model"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Repeat a run as its record says, and compare the masks byte for byte.
+
+    Exit status: 0 the same, 2 not a record or no such scan, 3 the files are others, 6 another model or mask.
+    """
+    from brainseg_runtime.default_model import default_model
+    from brainseg_runtime.errors import BundleInvalid
+    from brainseg_runtime.rerun import verify_run as verify
+
+    told = verify(record, inputs, model or [default_model()])
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "event": "verify-run", **vars(told), "same": told.same}))
+    else:
+        typer.echo(f"{told.scan}: mask {told.repeated}{', ' if told.engine else ''}{told.engine}")
+    if not told.same:
+        raise BundleInvalid(
+            "E_RUN_DIFFERS",
+            f"recorded was {told.recorded}, beside the record stands {told.standing}, repeated is "
+            f"{told.repeated}{'; ' if told.engine else ''}{told.engine}.",
+            "Compare the engine and its version, and whether the mask was changed after it was written.",
+        )
 
 
 @app.command()
@@ -328,8 +397,9 @@ def _sentence(event: dict[str, Any]) -> str:
     match event["event"]:
         case "start":
             engine = event["engine"]
+            default = ", the default" if event["default"] else ""
             return (
-                f"model {event['model']['name']}, engine {engine['engine']} {engine['version']} "
+                f"model {event['model']['name']}{default}, engine {engine['engine']} {engine['version']} "
                 f"({engine['provider']}, {engine['device']}, {engine['precision']}), "
                 f"{event['engine_choice']}. "
                 f"Input: {event['input']}. "

@@ -16,7 +16,12 @@ __all__ = ["Finding", "examine", "exit_status"]
 
 PACKAGES = ("brainseg-runtime", "numpy", "nibabel", "isal", "typer")
 
-EXTRAS = {"report": ("pillow", "pictures"), "dicom": ("pydicom", "DICOM in and out")}
+EXTRAS = {
+    "model": ("brainseg-glioma", "a model where none is named"),
+    "report": ("pillow", "pictures"),
+    "dicom": ("pydicom", "DICOM in and out"),
+    "register": ("simpleitk", "--register"),
+}
 """Extra -> the package that shows whether it is there, and what it is for."""
 
 PAIR = ("onnxruntime", "onnxruntime-gpu")

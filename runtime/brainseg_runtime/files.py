@@ -140,8 +140,8 @@ class Content:
         return chunk
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file under a temporary name beside ``path`` and rename it into place.
+def write_atomically(path: Path, content: bytes) -> str:
+    """Write a whole file under a temporary name beside ``path``, rename it into place, return its SHA-256.
 
     Missing parent folders are made. Whoever reads ``path`` sees the old content or the new one.
 
@@ -150,6 +150,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with becoming(path) as partial, partial.open("xb") as file:
         file.write(content)
+    # Of what was meant, not of what is there by now: another run may write into the same folder.
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager

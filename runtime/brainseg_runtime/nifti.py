@@ -193,18 +193,18 @@ def open_image(
     return StoredImage(voxels, scaling, geometry, content.sha256, path.name)
 
 
-def write_labels(path: Path, labels: NDArray[np.uint8], geometry: Geometry) -> None:
+def write_labels(path: Path, labels: NDArray[np.uint8], geometry: Geometry) -> str:
     """Write labels (I, J, K), or one mask per region (I, J, K, R), gzipped unless ``path`` ends in .nii.
 
     The header geometry of the file that the grid was read from is repeated field for field. Equal
-    labels give equal bytes.
+    labels give equal bytes. Returned is the file's SHA-256.
 
     Raises:
         OutputUnwritable: ``E_OUTPUT``.
     """
     if labels.dtype != np.uint8:
         raise ValueError(f"labels are uint8. Received: {labels.dtype}")
-    _write(path, labels, geometry)
+    return _write(path, labels, geometry)
 
 
 def write_image(path: Path, data: NDArray[np.float32] | NDArray[np.int16], geometry: Geometry) -> None:
@@ -422,7 +422,7 @@ def _spelling(header: Nifti1Header) -> HeaderGeometry:
     )
 
 
-def _write(path: Path, data: NDArray[Any], geometry: Geometry) -> None:
+def _write(path: Path, data: NDArray[Any], geometry: Geometry) -> str:
     if data.ndim not in (3, 4) or data.shape[:3] != geometry.shape:
         raise ValueError(f"the grid has the shape {geometry.shape}. Received: {data.shape}")
     header = _header_for(geometry, data)
@@ -433,7 +433,7 @@ def _write(path: Path, data: NDArray[Any], geometry: Geometry) -> None:
     if not path.name.lower().endswith(".nii"):
         deflater = isal_zlib.compressobj(1, wbits=31)  # its gzip header holds no name and no time
         pieces = [*(deflater.compress(piece) for piece in pieces), deflater.flush()]
-    write_atomically(path, b"".join(pieces))
+    return write_atomically(path, b"".join(pieces))
 
 
 def _header_for(geometry: Geometry, data: NDArray[Any]) -> Nifti1Header:

@@ -66,8 +66,8 @@ class Attachment:
     """A file beside mask and JSON."""
 
     kind: AttachmentKind
-    save: Callable[[Path, Mapping[str, Any]], None]
-    """Writes it, given what the JSON says so far; the JSON names the result and its hash."""
+    save: Callable[[Path, Mapping[str, Any]], str]
+    """Writes it, given what the JSON says so far, and returns its SHA-256, which the JSON tells."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What else the JSON says about it."""
 
@@ -100,7 +100,7 @@ def write(
     started = time.perf_counter()
     labels, meaning = coded(segmentation, label_scheme)
     mask = result_path(folder, segmentation.scan, ".nii.gz")
-    write_labels(mask, labels, segmentation.geometry)
+    digest = write_labels(mask, labels, segmentation.geometry)
     record = segmentation.record
     seconds = {**record.get("seconds", {}), "write": round(time.perf_counter() - started, 4)}
     contents: dict[str, Any] = {
@@ -112,7 +112,7 @@ def write(
         "software": {"brainseg-runtime": version("brainseg-runtime")},
         "mask": {
             "file": mask.name,
-            "sha256": hashlib.sha256(mask.read_bytes()).hexdigest(),
+            "sha256": digest,
             "labels": meaning,
         },
         "volumes_ml": {name: round(ml, 4) for name, ml in segmentation.volumes_ml().items()},
@@ -134,8 +134,7 @@ def _attach(
     for attachment in attachments:
         started = time.perf_counter()
         path = attachment_path(folder, scan, attachment.kind)
-        attachment.save(path, contents)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = attachment.save(path, contents)
         described[attachment.kind] = {"file": path.name, "sha256": digest, **attachment.notes}
         seconds = {**contents["seconds"], attachment.kind: round(time.perf_counter() - started, 4)}
         contents.update(attachments=described, seconds=seconds)

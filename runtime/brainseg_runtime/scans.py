@@ -59,6 +59,11 @@ class Scan:
     modalities: tuple[str, ...] = ()
     """The model's, in order; by default those of the files."""
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that are read."""
+        return tuple(file.path for file in self.files)
+
     def read(self) -> Volume:
         """As the function of that name."""
         return read(self)

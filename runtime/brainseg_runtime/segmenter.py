@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from brainseg_runtime import selftest
 from brainseg_runtime.bundle import Bundle, Precision
 from brainseg_runtime.certainty import Survey
+from brainseg_runtime.default_model import default_model
 from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.engines.choice import EngineName, choose, default_device, open_engine
 from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
+from brainseg_runtime.engines.timed import TimedEngine
 from brainseg_runtime.ensemble import identity_of, joint_spec
 from brainseg_runtime.errors import BudgetExceeded, BundleInvalid, UsageRefused
 from brainseg_runtime.gpu import find, free_memory
@@ -65,12 +67,14 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         max_memory: int | None = None,
         gpu_memory: int | None = None,
         options: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> None:
         """``batch`` tiles are computed at a time; results say ``model``, and ``why`` it is this engine.
 
         ``options`` are what else the results must tell of how they were computed.
         ``max_memory`` in bytes, by default the machine's: a scan that would take more is refused.
         ``gpu_memory`` in bytes is what was free on the GPU that the engine computes on, if it does.
+        ``timeout`` in seconds of a scan's own stages; it is looked at between them and before each pass.
         """
         self.spec = spec
         self.engine = engine
@@ -80,6 +84,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         self.max_memory = max_memory
         self.gpu_memory = gpu_memory
         self.options = dict(options or {})
+        self.timeout = timeout
 
     def plan(self, placement: Placement) -> Plan:
         """How a scan would be computed, and the memory that this would take.
@@ -115,20 +120,29 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         return Ready(volume, prepared, planned, _since(started, "prepare"))
 
     def compute(self, ready: Ready) -> Computed:
-        """The second step: the network, one scan at a time."""
+        """The second step: the network, one scan at a time.
+
+        Raises:
+            BudgetExceeded: ``E_TIMEOUT``.
+            EngineUnavailable: ``E_ENGINE_FAILED``.
+        """
         started = time.perf_counter()
-        planned, logits = self._predict(ready.prepared, ready.plan)
+        engine = self.engine
+        if self.timeout is not None:
+            left = self.timeout - sum(ready.seconds.values())
+            engine = TimedEngine(engine, started + left, f"scan {ready.volume.scan}", self.timeout)
+        planned, logits = self._predict(engine, ready.prepared, ready.plan)
         seconds = {**ready.seconds, **_since(started, "infer")}
         return Computed(replace(ready, plan=planned), logits, seconds)
 
-    def _predict(self, prepared: Prepared, planned: Plan) -> tuple[Plan, NDArray[np.float32]]:
+    def _predict(self, engine: Engine, prepared: Prepared, planned: Plan) -> tuple[Plan, NDArray[np.float32]]:
         """Logits, and the plan that gave them: half as many tiles at a time where a GPU falls short."""
         for batch in halves(planned.batch):
             try:
-                logits = predict(prepared.data, self.engine, self.spec, batch, planned.tiling)
+                logits = predict(prepared.data, engine, self.spec, batch, planned.tiling)
                 return replace(planned, batch=batch), logits
-            except BudgetExceeded:
-                if batch == 1:
+            except BudgetExceeded as error:
+                if batch == 1 or error.code != "E_MEMORY":
                     raise
         raise AssertionError("a batch has at least one tile")
 
@@ -202,7 +216,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
 
 
 def load(
-    model: Path | str | Sequence[Path | str],
+    model: Path | str | Sequence[Path | str] = (),
     engine: EngineName = "auto",
     *,
     precision: Precision = "fp32",
@@ -213,22 +227,26 @@ def load(
     overlap: float | None = None,
     tta: bool = False,
     max_memory: int | None = None,
+    require_signature: Path | None = None,
+    timeout: float | None = None,
 ) -> Segmenter:
     """Open a bundle, check every byte of it, open an engine, and prove the engine on the golden tile.
 
+    Without one it is the default model. Several bundles of one task answer as one: their logits are
+    averaged. With ``tta`` those of all mirror images of a tile are.
     ``device`` is the CPU, or ``"cuda:0"`` for an engine that runs on GPUs only, unless another is named.
-    Several bundles of one task answer as one: their logits are averaged. With ``tta`` those of all mirror
-    images of a tile are.
     ``tile`` (voxels a side) or ``overlap`` (a fraction) put blended tiles in place of the spec's scheme;
-    ``max_memory`` in bytes.
+    ``max_memory`` in bytes. ``require_signature``: public keys (PEM) of which one has to have signed each.
+    ``timeout`` in seconds, for each scan.
 
     Raises:
         UsageRefused: ``E_USAGE`` for a tile or an overlap that the model cannot have, or bundles that make
             no ensemble.
-        BundleInvalid: the bundle is damaged, uncertified for the engine, or fails its self-test.
-        EngineUnavailable: the engine or device is not to be had here.
+        BundleInvalid: the bundle is damaged, unsigned, uncertified for the engine, or fails its self-test.
+        EngineUnavailable: the engine or device is not to be had here, or the default model.
     """
-    bundles = [Bundle.open(path) for path in ([model] if isinstance(model, str | Path) else model)]
+    named = [model] if isinstance(model, str | Path) else model
+    bundles = [Bundle.open(path, require_signature) for path in named or [default_model()]]
     joint = joint_spec([bundle.spec for bundle in bundles])
     spec = _retiled(joint, tile, overlap)
     device = device or default_device(engine)
@@ -258,6 +276,7 @@ def load(
         max_memory=max_memory,
         gpu_memory=None if device == "cpu" else free_memory(find(device)) // len(opened),
         options=told,
+        timeout=timeout,
     )
 
 

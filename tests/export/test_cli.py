@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from brainseg_export import cli
@@ -58,6 +59,43 @@ def test_bundle_verify_inspect(brainseg_export, run, tmp_path, monkeypatch):
     status, out, err = brainseg_export("verify", "bundles/toy")
     assert (status, out) == (6, "")
     assert err.startswith("E_BUNDLE_DAMAGED")
+
+
+def test_keygen_sign_verify(brainseg_export, tmp_path):
+    """A pair of keys, a signature, and what verify says with the right key, the wrong one and none."""
+    from brainseg_runtime.bundle import Bundle
+    from toys import toy_bundle, toy_certificate, toy_graph, toy_spec
+
+    pytest.importorskip("cryptography")
+    graph = toy_graph(toy_spec())
+    both = [toy_certificate(graph, precision).parities for precision in ("fp32", "fp16")]
+    certificate = toy_certificate(graph)
+    certificate = replace(
+        certificate,
+        scans=(replace(certificate.scans[0], regions_ml={"WT": 1.0, "TC": 1.0, "ET": 1.0}),),
+        parities=(*both[0], *both[1]),
+    )
+    files = {"certificate.json": certificate.to_json().encode()}
+    bundle = toy_bundle(tmp_path / "toy", **files).folder
+    keys = [tmp_path / "a.pem", tmp_path / "b.pem"]
+    for key in keys:
+        status, out, err = brainseg_export("keygen", key)
+        assert (status, err) == (0, "")
+        assert "BEGIN PRIVATE KEY" not in out
+        assert key.with_suffix(".pub.pem").is_file()
+    assert brainseg_export("keygen", keys[0])[0] == 7
+    trust = ("--require-signature", keys[0].with_suffix(".pub.pem"))
+    status, _, err = brainseg_export("verify", bundle, *trust)
+    assert (status, "E_SIGNATURE" in err) == (6, True)
+    assert brainseg_export("sign", bundle, "--key", keys[1])[0] == 0
+    assert brainseg_export("verify", bundle, *trust)[0] == 6
+    assert brainseg_export("sign", bundle, "--key", keys[0])[0] == 0
+    status, out, err = brainseg_export("verify", bundle, *trust)
+    assert (status, err) == (0, ""), out
+    assert "signature" in out
+    assert brainseg_export("verify", bundle)[0] == 0
+    assert brainseg_export("sign", bundle, "--key", tmp_path / "nowhere.pem")[0] == 2
+    assert Bundle.open(bundle).sha256
 
 
 def test_failed_checks_are_shown_and_end_with_status_6(brainseg_export, tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from brainseg_export.model import flatten, keras_engine, load, to_logits
 from brainseg_runtime.errors import BundleInvalid, UsageRefused
+from hostile.keras_models import HOSTILE
 from keras import layers
 from toys import toy_spec
 
@@ -178,13 +179,17 @@ def test_a_keras_file_comes_back(tmp_path):
     np.testing.assert_array_equal(saved(model, tmp_path)(tiles), model(tiles))
 
 
-def test_code_in_a_model_is_refused(tmp_path):
-    """A Lambda layer is Python inside a file: it is not loaded, whatever it does."""
-    source = image(toy_spec())
-    keras.Model(source, layers.Lambda(lambda x: x[..., :3])(source)).save(tmp_path / "model.keras")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_and_does_nothing(tmp_path, name):
+    """Code in a layer, functions of Python by name, weights elsewhere, older formats: nothing is executed."""
+    folder, marker = tmp_path / "in", tmp_path / "marker"
+    folder.mkdir()
+    path = HOSTILE[name](folder, marker)
+    marker.unlink(missing_ok=True)  # making a model runs its code
     with pytest.raises(BundleInvalid) as caught:
-        load(tmp_path / "model.keras")
+        load(path)
     assert caught.value.code == "E_MODEL"
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("name", ["model.h5", "model.hdf5", "model.pkl", "saved_model"])

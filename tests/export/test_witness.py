@@ -4,12 +4,13 @@ import keras
 import numpy as np
 import onnx
 import pytest
-from brainseg_export.graph import check_domains
+from brainseg_export.graph import ALLOWED_OPS, check_domains
 from brainseg_export.model import flatten, to_logits
 from brainseg_export.walker import walk
 from brainseg_export.witness import convert
 from brainseg_runtime.engines.ort import OrtEngine
 from brainseg_runtime.errors import BundleInvalid
+from brainseg_runtime.graph import OPERATORS, check
 from keras import layers
 from onnx import helper
 from toys import toy_spec
@@ -26,6 +27,7 @@ def test_witness_walker_and_keras_agree(norm, down):
     expected = np.asarray(logits(tiles))
     witness, clean = convert(logits, spec), walk(logits, spec)
     for proto in (witness, clean):
+        check(proto.SerializeToString())
         found = OrtEngine(proto.SerializeToString(), spec, "fp32").infer(tiles)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert len(witness.graph.node) > 3 * len(clean.graph.node)
@@ -52,3 +54,8 @@ def test_operators_of_another_domain_are_refused():
     unknown = onnx.helper.make_node("NoSuchOperator", ["x"], ["y"])
     with pytest.raises(BundleInvalid, match="NoSuchOperator"):
         check_domains(helper.make_model(helper.make_graph([unknown], "bad", [], [])))
+
+
+def test_the_runtime_takes_what_the_walker_makes():
+    """Its list of operators holds the clean graph's."""
+    assert ALLOWED_OPS < OPERATORS

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -98,6 +99,7 @@ def test_when_every_scan_is_refused_the_status_is_3(infer, bundle, scans, tmp_pa
         (("--batch", "0"), 2),
         (("--surprise",), 2),
         (("-o", "/proc/version"), 7),
+        (("--require-signature", "/nowhere"), 2),
     ],
     ids=str,
 )
@@ -105,6 +107,44 @@ def test_what_stops_a_run_has_its_own_status(infer, bundle, scans, tmp_path, arg
     """Usage 2, engine 5, model 6, output 7."""
     given = (scans, "-m", bundle, "-o", tmp_path / "out", *arguments)
     assert infer(*given)[0] == status
+
+
+def test_a_model_without_the_demanded_signature_does_not_run(infer, bundle, scans, tmp_path):
+    """Status 6 and nothing written; signed by the operator's key, it runs."""
+    pytest.importorskip("cryptography")
+    from brainseg_runtime.bundle import sign_bundle
+    from brainseg_runtime.signature import make_keys
+
+    make_keys(tmp_path / "key.pem", tmp_path / "key.pub.pem")
+    given = (scans, "-m", bundle, "-o", tmp_path / "out", "--require-signature", tmp_path / "key.pub.pem")
+    status, _, err = infer(*given)
+    assert (status, "E_SIGNATURE" in err) == (6, True)
+    assert not (tmp_path / "out").exists()
+    sign_bundle(bundle, tmp_path / "key.pem")
+    assert infer(*given)[0] == 0
+
+
+def test_files_that_are_not_as_listed_are_refused_and_the_others_done(infer, bundle, scans, tmp_path):
+    """Status 4, the code of the list, also where the result of the file that was listed stands."""
+    sums = scans / "SHA256SUMS"
+    files = sorted(scans.rglob("*.nii.gz"))
+    lines = [f"{sha256(path.read_bytes()).hexdigest()}  {path.relative_to(scans)}" for path in files]
+    sums.write_text("\n".join(lines) + "\n")
+    given = (scans, "-m", bundle, "-o", tmp_path / "out", "--checksums", sums)
+    assert infer(*given)[0] == 0
+    write_scan(scans / "p1", toy_volume(seed=7))
+    status, _, err = infer(*given)
+    assert (status, err.count("E_CHECKSUM")) == (4, 1)
+    assert infer(*given[:-1], tmp_path / "nowhere")[0] == 2
+
+
+def test_a_scan_that_takes_too_long_is_refused(infer, bundle, scans, tmp_path):
+    """Status 8 where all do; nothing is written for them."""
+    given = (scans, "-m", bundle, "-o", tmp_path / "out")
+    status, _, err = infer(*given, "--timeout", "0")
+    assert (status, err.count("E_TIMEOUT")) == (8, 2)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    assert infer(*given, "--timeout", "600")[0] == 0
 
 
 def test_matching_is_explained_without_running(infer, bundle, scans, tmp_path):

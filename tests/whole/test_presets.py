@@ -13,6 +13,7 @@ from brainseg_export.half import to_half
 from brainseg_export.model import to_logits
 from brainseg_export.walker import walk
 from brainseg_runtime.engines.ort import OrtEngine
+from brainseg_runtime.graph import check
 from brainseg_runtime.plans.building import build, census
 from brainseg_runtime.plans.inspection import require_precision
 from brainseg_runtime.plans.request import profiles_of
@@ -71,6 +72,7 @@ def test_presets_become_clean_graphs(name, norm, upsampling):
     flat, spec, graph = exported(network)
     found = operators(graph)
     assert set(found) <= ALLOWED_OPS
+    check(graph.SerializeToString())
     assert "Transpose" not in found
     # One norm of an instance per norm of Keras; of a batch, none but before an activation that adds.
     norms = sum(type(layer).__name__ == "GroupNormalization" for layer in flat.layers)

@@ -41,28 +41,30 @@ def attachments_of(
 
 def _seg_saver(
     segmentation: Segmentation, headers: tuple[pydicom.Dataset, ...], form: SegType
-) -> Callable[[Path, Contents], None]:
-    def save(path: Path, contents: Contents) -> None:
+) -> Callable[[Path, Contents], str]:
+    def save(path: Path, contents: Contents) -> str:
         with _told_without_values():
             data = to_bytes(make_seg(segmentation, Origin(headers, contents), form))
-        write_atomically(path, data)
+        digest = write_atomically(path, data)
         _checked(path, lambda written: seg.require_equal(written, segmentation))
+        return digest
 
     return save
 
 
 def _report_saver(
     segmentation: Segmentation, headers: tuple[pydicom.Dataset, ...], scan: str, refers_to: AttachmentKind
-) -> Callable[[Path, Contents], None]:
-    def save(path: Path, contents: Contents) -> None:
+) -> Callable[[Path, Contents], str]:
+    def save(path: Path, contents: Contents) -> str:
         drawn = pydicom.dcmread(path.with_name(f"{scan}{ATTACHMENTS[refers_to]}"), stop_before_pixels=True)
         measured = sr.measure(segmentation)
         notes = [str(flag["words"]) for flag in contents.get("flags", ())]
         notes += [str(warning) for warning in contents.get("warnings", ())]
         with _told_without_values():
             data = to_bytes(sr.make_report(segmentation, Origin(headers, contents), drawn, measured, notes))
-        write_atomically(path, data)
+        digest = write_atomically(path, data)
         _checked(path, lambda written: sr.require_equal(written, measured))
+        return digest
 
     return save
 

@@ -71,6 +71,12 @@ class DicomScan:
         """The series that gives the grid."""
         return next(one for one in self.chosen if one.modality == self.reference)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that are read, or the archive that holds them."""
+        found = {instance.stored.path for one in self.chosen for instance in one.series.instances}
+        return tuple(sorted(found))
+
     def identity(self) -> dict[str, Any]:
         """What a record of this scan must say, so that it speaks of the same bytes read the same way."""
         sources = [vars(Source(c.modality, c.series.name, sha256_of(c.series))) for c in self.chosen]

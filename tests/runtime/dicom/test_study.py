@@ -10,6 +10,7 @@ from brainseg_runtime.dicom.rules import load_rules
 from brainseg_runtime.dicom.study import explain, find_studies
 from brainseg_runtime.errors import CODES, BrainsegError, ScanRefused, UsageRefused
 from dicoms import ENHANCED, Grid, Made, save, series, study, truth
+from hostile.dicom import ARCHIVES, archive_of
 from toys import toy_spec
 
 RULES = load_rules()
@@ -307,22 +308,6 @@ def test_a_site_replaces_the_rules(folder, tmp_path):
             load_rules(own)
     with pytest.raises(UsageRefused, match="E_RULES"):
         load_rules(tmp_path / "none.toml")
-
-
-def archive_of(path, members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members:
-            archive.writestr(name, data)
-    return path
-
-
-ARCHIVES = {
-    "climbs": ([("../../etc/x", b"x")], "E_ZIP"),
-    "absolute": ([("/etc/x", b"x")], "E_ZIP"),
-    "a drive": ([("C:/x", b"x")], "E_ZIP"),
-    "a bomb": ([("zeros", bytes(300 << 20))], "E_ZIP"),
-    "no study": ([("a.txt", b"text")], "E_NOT_DICOM"),
-}
 
 
 @pytest.mark.parametrize(("members", "code"), ARCHIVES.values(), ids=ARCHIVES.keys())

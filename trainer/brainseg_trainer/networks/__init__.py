@@ -75,4 +75,4 @@ def load_network(path: Path) -> keras.Model:
     """
     if not path.exists():
         raise UsageRefused("E_RUN", f"there is no {path}.", "Finish the run with --resume.")
-    return keras.saving.load_model(path, compile=False)
+    return keras.saving.load_model(path, compile=False, safe_mode=True)

@@ -1,0 +1,109 @@
+"""A run made again from its record gives the same mask, or says what is different."""
+
+import json
+import signal
+import sys
+
+import pytest
+from brainseg_runtime import cli
+from brainseg_runtime.errors import BundleInvalid, ScanRefused, UsageRefused
+from brainseg_runtime.outputs import write
+from brainseg_runtime.rerun import verify_run
+from brainseg_runtime.scans import find_scans, read
+from brainseg_runtime.segmenter import load
+from toys import toy_bundle, toy_spec, toy_volume, write_scan
+
+WAYS = {
+    "as it is": {},
+    "other tiles": {"tile": 12, "overlap": 0.25},
+    "mirrored": {"tta": True},
+    "in batches": {"batch": 3},
+    "openvino": {"engine": "openvino"},
+}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A scan, a bundle and a run's record."""
+    write_scan(tmp_path / "scans" / "p0", toy_volume())
+    toy_bundle(tmp_path / "toy")
+
+    def run(label_scheme="brats2023", engine="ort", **options):
+        with load(tmp_path / "toy", engine, **options) as segmenter:
+            (scan,) = find_scans(tmp_path / "scans", segmenter.spec).scans
+            return write(segmenter.segment(read(scan)), tmp_path / "out", label_scheme=label_scheme)
+
+    return run
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_run_is_repeated_as_it_was(made, tmp_path, way):
+    """Whatever its engine, tiles, mirrors and batches were."""
+    told = verify_run(made(**way).json, [tmp_path / "scans"], [tmp_path / "toy"])
+    assert told.same
+    assert told.engine == ""
+    assert told.recorded == told.repeated == told.standing
+
+
+def test_the_label_scheme_is_the_records(made, tmp_path):
+    """Another numbering is another mask."""
+    assert verify_run(made("brats2021").json, [tmp_path / "scans"], [tmp_path / "toy"]).same
+
+
+def test_a_changed_mask_and_a_changed_record_are_seen(made, tmp_path):
+    """Either makes the run another one; a mask that was taken away does not."""
+    written = made()
+    written.mask.write_bytes(written.mask.read_bytes() + b"\0")
+    assert not verify_run(written.json, [tmp_path / "scans"], [tmp_path / "toy"]).same
+    written.mask.unlink()
+    assert verify_run(written.json, [tmp_path / "scans"], [tmp_path / "toy"]).same
+    record = json.loads(written.json.read_text())
+    record["mask"]["sha256"] = "0" * 64
+    written.json.write_text(json.dumps(record))
+    assert not verify_run(written.json, [tmp_path / "scans"], [tmp_path / "toy"]).same
+
+
+def test_other_files_and_other_models_are_refused(made, tmp_path):
+    """They would prove nothing."""
+    record = made().json
+    toy_bundle(tmp_path / "other", toy_spec(name="other"))
+    with pytest.raises(BundleInvalid, match="E_RUN_DIFFERS"):
+        verify_run(record, [tmp_path / "scans"], [tmp_path / "other"])
+    write_scan(tmp_path / "scans" / "p0", toy_volume(seed=1))
+    with pytest.raises(ScanRefused, match="E_CHECKSUM"):
+        verify_run(record, [tmp_path / "scans"], [tmp_path / "toy"])
+    write_scan(tmp_path / "others" / "p9", toy_volume())
+    with pytest.raises(UsageRefused, match="E_INPUT_MISSING"):
+        verify_run(record, [tmp_path / "others"], [tmp_path / "toy"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"scan": "p0"}', "{" * 9])
+def test_what_is_no_record_is_the_users_mistake(made, tmp_path, text):
+    """Status 2."""
+    (tmp_path / "x_seg.json").write_text(text)
+    made()
+    with pytest.raises(UsageRefused, match="E_USAGE"):
+        verify_run(tmp_path / "x_seg.json", [tmp_path / "scans"], [tmp_path / "toy"])
+
+
+def test_the_verb_says_it_and_ends_with_its_status(made, tmp_path, monkeypatch, capfd):
+    """0 the same, 6 another mask, 2 no record."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    written = made()
+
+    def brainseg(record):
+        given = ["brainseg", "verify-run", str(record), str(tmp_path / "scans"), "-m", str(tmp_path / "toy")]
+        monkeypatch.setattr(sys, "argv", given)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capfd.readouterr()
+
+    status, out, err = brainseg(written.json)
+    assert (status, err) == (0, "")
+    assert written.contents["mask"]["sha256"] in out
+    written.mask.write_bytes(b"other")
+    status, _, err = brainseg(written.json)
+    assert (status, "E_RUN_DIFFERS" in err) == (6, True)
+    assert brainseg(tmp_path / "nowhere.json")[0] == 2
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,0 +1,25 @@
+"""What brainseg is put through; ``python -m torture`` writes docs/reliability.md."""
+
+from collections.abc import Mapping
+
+from torture import bundles, dicom, faults, nifti, steady
+from torture.rows import Trial
+
+__all__ = ["TRIALS"]
+
+TRIALS: Mapping[str, tuple[str, Trial]] = {
+    "nifti-made": ("Bad bytes", nifti.handmade),
+    "dicom-made": ("Bad bytes", dicom.handmade),
+    "nifti": ("Bad bytes", nifti.mutants),
+    "dicom": ("Bad bytes", dicom.mutants),
+    "flips": ("Models", bundles.flips),
+    "graphs": ("Models", bundles.graphs),
+    "keras": ("Models", bundles.keras_files),
+    "kills": ("Faults", faults.killed_anywhere),
+    "writes": ("Faults", faults.killed_at_every_write),
+    "crowds": ("Faults", faults.crowded),
+    "denials": ("Faults", faults.denied),
+    "determinism": ("Steadiness", steady.determinism),
+    "soak": ("Steadiness", steady.soak),
+}
+"""Name -> the part of the page that it belongs to, and the trial."""

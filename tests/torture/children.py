@@ -1,0 +1,73 @@
+"""Trials in a process of their own, so that one that dies or hangs is counted and not felt."""
+
+import importlib
+import os
+import selectors
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+__all__ = ["HANG_SECONDS", "survey"]
+
+HANG_SECONDS = 10
+ROOT = Path(__file__).parents[1]
+
+
+def survey(maker: str, first: int, last: int, *arguments: object) -> Counter[str]:
+    """What became of the trials ``first`` to ``last``, by their words, "hang" and "crash" included.
+
+    ``maker`` is "module:function"; called with the arguments as text, it gives the function of one trial.
+    """
+    found: Counter[str] = Counter()
+    while first < last:
+        command = [sys.executable, "-m", "torture.children", maker, str(first), str(last)]
+        with subprocess.Popen(
+            [*command, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+        ) as child:
+            at, end = _listen(child, found)
+            if end:
+                found[end] += 1
+                child.kill()
+            first = max(at, first) + bool(end)
+    return found
+
+
+def _listen(child: "subprocess.Popen[bytes]", found: Counter[str]) -> tuple[int, str]:
+    """Count what a child says until it ends; the trial that it was at, and how it ended if not well."""
+    assert child.stdout is not None
+    at, heard, patience = -1, b"", 6 * HANG_SECONDS  # the first trial waits for imports
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(child.stdout, selectors.EVENT_READ)
+        while waiting.select(patience):
+            if not (piece := os.read(child.stdout.fileno(), 1 << 16)):
+                return at, "crash"
+            *lines, heard = (heard + piece).split(b"\n")
+            for line in lines:
+                number, word = line.decode().split(maxsplit=1)
+                at, patience = int(number), HANG_SECONDS
+                if word == "end":
+                    return at, ""
+                if word != "begun":
+                    found[word] += 1
+    return at, "hang"
+
+
+def _main() -> None:
+    module, function = sys.argv[1].split(":")
+    first, last = int(sys.argv[2]), int(sys.argv[3])
+    # What libraries print must not be taken for an answer.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    trial = getattr(importlib.import_module(module), function)(*sys.argv[4:])
+    for n in range(first, last):
+        os.write(answers, f"{n} begun\n".encode())
+        os.write(answers, f"{n} {trial(n)}\n".encode())
+    os.write(answers, f"{last} end\n".encode())
+
+
+if __name__ == "__main__":
+    _main()

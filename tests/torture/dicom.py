@@ -1,0 +1,164 @@
+"""Damaged DICOM through the whole way from files to voxels, in every transfer syntax; SimpleITK beside it."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from dicoms import Grid, Made, save, series
+from hostile.dicom import ARCHIVES, FAULTS, archive_of, mutant
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from torture.children import HANG_SECONDS, survey
+from torture.rows import Row, Setup
+
+__all__ = ["handmade", "mutants"]
+
+SMALL = Grid(rows=16, columns=16, slices=8)
+SOURCES = {
+    "implicit": Made(grid=SMALL, syntax=ImplicitVRLittleEndian),
+    "explicit": Made(grid=SMALL, syntax=ExplicitVRLittleEndian),
+    "big endian": Made(grid=SMALL, syntax=ExplicitVRBigEndian),
+    "deflated": Made(grid=SMALL, syntax=DeflatedExplicitVRLittleEndian),
+    "enhanced": Made(grid=SMALL, enhanced=True),
+    # Decoded in a child process for each series, so there are fewer of them.
+    "RLE": Made(grid=SMALL, syntax=RLELossless),
+    "JPEG-LS": Made(grid=SMALL, syntax=JPEGLSLossless),
+}
+FULL = {name: 100 if name in ("RLE", "JPEG-LS") else 3_960 for name in SOURCES}
+
+
+def _brainseg(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    from brainseg_runtime.dicom.archive import files_in
+    from brainseg_runtime.dicom.pixels import load
+    from brainseg_runtime.dicom.series import group
+    from brainseg_runtime.dicom.stack import fill, plan
+    from brainseg_runtime.errors import ScanRefused
+
+    studies, _ = group(files_in(folder))
+    left = [one for study in studies if study.refusal is None for one in study.series]
+    if len(left) != 1 or len(studies) != 1:  # what belongs elsewhere by its header lacks the rest there
+        raise ScanRefused("E_MODALITY_MISSING", f"{len(left)} series.", "")
+    (one,) = left
+    way = plan(one)
+    voxels = np.empty(way.geometry.shape, np.float32, order="F")
+    fill(voxels, one, way, load(one).datasets)
+    return voxels, way.geometry.affine
+
+
+def _simpleitk(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    import SimpleITK
+
+    reader = SimpleITK.ImageSeriesReader()
+    (uid,) = reader.GetGDCMSeriesIDs(str(folder))
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), uid))
+    image = reader.Execute()
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return SimpleITK.GetArrayFromImage(image).T, affine
+
+
+def trial(reader: str, source: str) -> Callable[[int], str]:
+    """A series of which one file is damaged, through one reader."""
+    import warnings
+
+    from brainseg_runtime.errors import ScanRefused
+
+    warnings.simplefilter("ignore")
+    read = {"brainseg": _brainseg, "simpleitk": _simpleitk}[reader]
+    folder = tempfile.TemporaryDirectory()
+    place = save(series(SOURCES[source]), Path(folder.name, "in"))
+    paths = sorted(place.iterdir())
+    good = [path.read_bytes() for path in paths]
+    voxels_there, affine_there = (array.copy() for array in read(place))
+
+    def one(n: int, _: object = folder) -> str:
+        rng = np.random.default_rng([n, sorted(SOURCES).index(source)])
+        hit = int(rng.integers(len(paths)))
+        paths[hit].write_bytes(mutant(good[hit], rng))
+        try:
+            data, affine = read(place)
+        except ScanRefused:
+            return "refused"
+        except Exception:  # noqa: BLE001 - the others refuse by whatever they raise
+            return "unexpected" if reader == "brainseg" else "refused"
+        finally:
+            paths[hit].write_bytes(good[hit])
+        same = data.shape == voxels_there.shape and np.array_equal(data, voxels_there)
+        return "same" if same and np.allclose(affine, affine_there, atol=1e-6) else "different"
+
+    return one
+
+
+def mutants(setup: Setup) -> Iterator[Row]:
+    """Refused by a code, or read; what is read differently is counted, since DICOM has no checksum."""
+    for reader in ("brainseg", "simpleitk"):
+        for source in SOURCES:
+            count = setup.count(FULL[source], 4)
+            found = survey("torture.dicom:trial", 0, count, reader, source)
+            words = ", ".join(f"{found[word]} {word}" for word in ("refused", "same", "different"))
+            bad = {word: found[word] for word in ("hang", "crash", "unexpected") if found[word]}
+            words += "".join(f", **{number} {word}**" for word, number in bad.items())
+            held = not bad if reader == "brainseg" else None
+            yield Row(f"damaged DICOM series, {source}: {reader}", f"{count:,}", words, held)
+
+
+def handmade(setup: Setup) -> Iterator[Row]:
+    """Series that are no stack, and archives that are no study, by their codes."""
+    from brainseg_runtime.dicom.rules import load_rules
+    from brainseg_runtime.dicom.study import find_studies
+    from brainseg_runtime.errors import BrainsegError, ScanRefused
+    from toys import toy_spec
+
+    right, slowest = 0, 0.0
+    for n, (fault, code) in enumerate(FAULTS.values()):
+        place = save(fault(series(Made())), setup.place / f"fault-{n}")
+        started = time.perf_counter()
+        try:
+            _whole(place)
+        except ScanRefused as error:
+            right += error.code == code
+        slowest = max(slowest, time.perf_counter() - started)
+    found = f"{right} with their code, slowest {slowest:.2f} s"
+    yield Row(
+        "DICOM series made by hand", str(len(FAULTS)), found, right == len(FAULTS) and slowest < HANG_SECONDS
+    )
+    right, slowest = 0, 0.0
+    for n, (members, code) in enumerate(ARCHIVES.values()):
+        path = archive_of(setup.place / f"archive-{n}.zip", members)
+        started = time.perf_counter()
+        try:
+            find_studies([path], toy_spec(), load_rules(None))
+        except BrainsegError as error:
+            right += error.code == code
+        slowest = max(slowest, time.perf_counter() - started)
+    found = f"{right} with their code, slowest {slowest:.2f} s"
+    yield Row(
+        "zip archives: climbing, absolute, bombs, locked, doubled",
+        str(len(ARCHIVES)),
+        found,
+        right == len(ARCHIVES),
+    )
+
+
+def _whole(place: Path) -> None:
+    from brainseg_runtime.dicom.archive import files_in
+    from brainseg_runtime.dicom.pixels import load
+    from brainseg_runtime.dicom.series import group
+    from brainseg_runtime.dicom.stack import fill, plan
+
+    (found,), _ = group(files_in(place))
+    if found.refusal is not None:
+        raise found.refusal
+    (one,) = found.series
+    way = plan(one)
+    fill(np.empty(way.geometry.shape, np.float32, order="F"), one, way, load(one).datasets)

@@ -1,0 +1,128 @@
+"""Damaged NIfTI through brainseg, nibabel and SimpleITK: who reads other voxels than were written?"""
+
+import gzip
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from hostile.nifti import HOSTILE, header_for, nifti, voxels
+from mutants import mutate
+
+from torture.children import HANG_SECONDS, survey
+from torture.rows import Row, Setup
+
+__all__ = ["handmade", "mutants"]
+
+KINDS = {
+    "gz": (10_000, "damaged `.nii.gz`: bits flipped, bytes set, cut, dropped, doubled, spliced, swapped"),
+    "lies": (2_000, "headers changed before compression, the checksum right"),
+    "plain": (2_000, "damaged plain `.nii`, which has no checksum"),
+}
+READERS = ("brainseg", "nibabel", "simpleitk")
+Loaded = tuple[np.ndarray, np.ndarray]
+
+
+def mutant(kind: str, n: int) -> bytes:
+    """The nth damaged file of a kind."""
+    rng = random.Random(f"{kind} {n}")
+    if kind == "gz":
+        return mutate(gzip.compress(_good(), (0, 1, 9)[n % 3], mtime=1), rng)
+    if kind == "plain":
+        return mutate(_good(), rng)
+    content = bytearray(_good())
+    for _ in range(rng.randint(1, 2)):
+        content[rng.randrange(348)] ^= 1 << rng.randrange(8)
+    return gzip.compress(bytes(content), 1, mtime=1)
+
+
+def _good() -> bytes:
+    data = voxels(shape=(24, 24, 20))
+    return nifti(data, header_for(data))
+
+
+def _brainseg(path: Path) -> Loaded:
+    from brainseg_runtime.nifti import read_image
+
+    image = read_image(path)
+    return image.data, image.geometry.affine
+
+
+def _nibabel(path: Path) -> Loaded:
+    import nibabel
+
+    image = nibabel.load(path)
+    return np.asarray(image.dataobj), image.affine
+
+
+def _simpleitk(path: Path) -> Loaded:
+    import SimpleITK
+
+    image = SimpleITK.ReadImage(str(path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return SimpleITK.GetArrayFromImage(image).T, np.diag([-1.0, -1, 1, 1]) @ affine
+
+
+def trial(reader: str, kind: str) -> Callable[[int], str]:
+    """One damaged file through one reader: refused, same, different, or an unexpected error."""
+    from brainseg_runtime.errors import ScanRefused
+
+    read = {"brainseg": _brainseg, "nibabel": _nibabel, "simpleitk": _simpleitk}[reader]
+    suffix = ".nii" if kind == "plain" else ".nii.gz"
+    folder = tempfile.TemporaryDirectory()
+    path = Path(folder.name, f"image{suffix}")
+    path.write_bytes(_good() if kind == "plain" else gzip.compress(_good()))
+    voxels_there, affine_there = (array.copy() for array in read(path))
+
+    def one(n: int, _: object = folder) -> str:
+        path.write_bytes(mutant(kind, n))
+        try:
+            data, affine = read(path)
+        except ScanRefused:
+            return "refused"
+        except Exception:  # noqa: BLE001 - the others refuse by whatever they raise
+            return "unexpected" if reader == "brainseg" else "refused"
+        same = data.shape == voxels_there.shape and np.array_equal(data, voxels_there)
+        return "same" if same and np.allclose(affine, affine_there, atol=1e-6) else "different"
+
+    return one
+
+
+def mutants(setup: Setup) -> Iterator[Row]:
+    """Every kind of damage through every reader; where there is a checksum, brainseg must see all of it."""
+    for kind, (full, what) in KINDS.items():
+        count = setup.count(full, 30)
+        for reader in READERS:
+            found = survey("torture.nifti:trial", 0, count, reader, kind)
+            words = ", ".join(f"{found[word]} {word}" for word in ("refused", "same", "different"))
+            bad = {word: found[word] for word in ("hang", "crash", "unexpected") if found[word]}
+            words += "".join(f", **{number} {word}**" for word, number in bad.items())
+            held = None
+            if reader == "brainseg":
+                held = not bad and (kind != "gz" or not found["different"])
+            yield Row(f"{what}: {reader}", f"{count:,}", words, held)
+
+
+def handmade(setup: Setup) -> Iterator[Row]:
+    """Every file made by hand ends in its code, and soon."""
+    from brainseg_runtime.errors import ScanRefused
+    from brainseg_runtime.nifti import read_image
+
+    right, slowest = 0, 0.0
+    for n, (code, make) in enumerate(HOSTILE.values()):
+        path = setup.place / f"hostile-{n}.nii.gz"
+        path.write_bytes(make())
+        started = time.perf_counter()
+        try:
+            read_image(path)
+        except ScanRefused as error:
+            right += error.code == code
+        slowest = max(slowest, time.perf_counter() - started)
+    found = f"{right} with their code, slowest {slowest:.2f} s"
+    yield Row(
+        "NIfTI files made by hand", str(len(HOSTILE)), found, right == len(HOSTILE) and slowest < HANG_SECONDS
+    )

@@ -1,0 +1,107 @@
+"""The same question has the same answer, and asking it for long costs no more each time."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from torture.rows import Row, Setup
+
+__all__ = ["determinism", "soak"]
+
+
+def determinism(setup: Setup) -> Iterator[Row]:
+    """One scan, many times, each engine, one thread and two: one mask, byte for byte."""
+    from brainseg_runtime import find_scans, load, read, write
+    from brainseg_runtime.bundle import Bundle
+    from brainseg_runtime.engines.choice import ENGINES, installed
+
+    spec = Bundle.open(setup.bundle).spec
+    volume = read(find_scans(setup.scans, spec).scans[0])
+    times = setup.count(20, 2)
+    files: dict[str, set[str]] = {}
+    for engine in ENGINES:
+        if not installed(engine) or "cpu" not in ENGINES[engine].devices:
+            continue
+        for threads in (1, 2):
+            with load(setup.bundle, engine, threads=threads) as segmenter:
+                for _ in range(times):
+                    written = write(segmenter.segment(volume), setup.place / "same")
+                    digest = hashlib.sha256(written.mask.read_bytes()).hexdigest()
+                    files.setdefault(engine, set()).add(digest)
+        found = f"{len(files[engine])} different files"
+        yield Row(
+            f"one scan, {times} times with 1 and with 2 threads: {engine}",
+            str(2 * times),
+            found,
+            len(files[engine]) == 1,
+        )
+    together = len(set.union(*files.values()))
+    yield Row("the masks of all engines", str(len(files)), f"{together} different files", None)
+    yield from _batches(setup)
+
+
+def _batches(setup: Setup) -> Iterator[Row]:
+    from brainseg_runtime import find_scans, load, read
+    from brainseg_runtime.bundle import Bundle
+
+    spec = Bundle.open(setup.bundle).spec
+    volume = read(find_scans(setup.scans, spec).scans[0])
+    logits = []
+    for batch in (1, 2, 3):
+        with load(setup.bundle, "ort", batch=batch, overlap=0.5) as segmenter:
+            logits.append(segmenter.compute(segmenter.ready(volume)).logits)
+    most = max(float(np.abs(other - logits[0]).max()) for other in logits[1:])
+    yield Row("batches of 1, 2 and 3 tiles: largest difference of a logit", "3", f"{most:.1e}", None)
+
+
+SOAK = """
+    import json, os, sys
+    from pathlib import Path
+    from brainseg_runtime import find_scans, load, read, write
+    scans, bundle, out, engine, count = *map(Path, sys.argv[1:4]), sys.argv[4], int(sys.argv[5])
+    def now():
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        rss, threads = int(status["VmRSS"].split()[0]), int(status["Threads"])
+        return rss, threads, len(os.listdir("/proc/self/fd"))
+    seen = []
+    with load(bundle, engine) as segmenter:
+        found = find_scans(scans, segmenter.spec).scans
+        for n in range(count):
+            write(segmenter.segment(read(found[n % len(found)])), out)
+            seen.append(now())
+    print(json.dumps(seen))
+"""
+
+
+def soak(setup: Setup) -> Iterator[Row]:
+    """Scans without end in one process: memory, threads and open files after each."""
+    if not Path("/proc/self/status").exists():
+        return
+    count = setup.count(200, 12)
+    from brainseg_runtime.engines.choice import ENGINES, installed
+
+    for engine in ENGINES:
+        if not installed(engine) or "cpu" not in ENGINES[engine].devices:
+            continue
+        command = [sys.executable, "-c", textwrap.dedent(SOAK)]
+        command += [str(setup.scans), str(setup.bundle), str(setup.place / "soak"), engine, str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ})
+        seen = np.array(json.loads(done.stdout))
+        warm = seen[len(seen) // 4 :]  # the allocator's pools fill up first
+        slope = float(np.polyfit(np.arange(len(warm)), warm[:, 0], 1)[0]) * 100 / 1000  # MB per 100 scans
+        steady = len(set(warm[:, 1])) == 1 and len(set(warm[:, 2])) == 1
+        found = (
+            f"{slope:+.2f} MB of resident memory per 100 scans, "
+            f"threads {warm[:, 1].min()} to {warm[:, 1].max()}, "
+            f"open files {warm[:, 2].min()} to {warm[:, 2].max()}"
+        )
+        # A dozen scans are too few for a slope.
+        held = steady and (slope < 1 or count < 100)
+        yield Row(f"scans in one process: {engine}", str(count), found, held)
