@@ -30,7 +30,7 @@ setup: $(INSTALLED)  ## make .venv with everything, from requirements.lock
 $(INSTALLED): requirements.lock $(wildcard */pyproject.toml) | $(filter .tools/%,$(UV))
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv
 	$(UV) pip install --quiet --python .venv --require-hashes -r requirements.lock
-	$(UV) pip install --quiet --python .venv --no-deps -e runtime -e trainer -e export -e glioma
+	$(UV) pip install --quiet --python .venv --no-deps -e runtime -e trainer -e export
 	@touch $@
 
 demo: setup  ## synthetic scans, training, export, inference on unseen scans, Dice: under 5 minutes
@@ -93,7 +93,7 @@ cubes: setup  ## CUBES=<folder of lesion crops>: train on real lesions, score on
 NAMED = $(if $(filter data/synthetic,$(DATA)),$(error name the folder of the real data: DATA=<folder>),$(DATA))
 SHIPPED := glioma/brainseg_glioma/bundle
 
-default-model: setup  ## DATA=<folder of real data>: simulate, train, score and ship the model of brainseg-glioma
+default-model: setup  ## DATA=<folder of real data>: simulate, train, tune and score a model; it becomes that of brainseg-glioma
 	$(BIN)/brainseg-train simulation gather $(addprefix $(NAMED)/,synthseg-labels mni152-nilearn brats2020-lesion-cubes) -o data/heads
 	$(BIN)/brainseg-train simulation scans data/heads --count 6
 	$(BIN)/brainseg-train fit data/heads --run runs/glioma --config simulated
@@ -102,8 +102,8 @@ default-model: setup  ## DATA=<folder of real data>: simulate, train, score and 
 	$(BIN)/python -m benchmarks.real $(NAMED) -m bundles/glioma --write glioma/README.md --picture docs/default-model.png
 	$(BIN)/brainseg-export bundle runs/glioma -o $(SHIPPED) --licence glioma/LICENSE --notes glioma/README.md
 
-score: setup  ## DATA=<folder of real data>: Dice of the default model on real scans, false positives, seconds
-	$(BIN)/python -m benchmarks.real $(NAMED)
+score: setup  ## DATA=<folder of real data> RUN=<name>: Dice of a bundle on real scans, false positives, seconds
+	$(BIN)/python -m benchmarks.real $(NAMED) -m bundles/$(RUN)
 
 ptx: setup  ## compile the GPU kernels anew, with NVIDIA's compiler from PyPI; needs no GPU
 	$(BIN)/python tests/runtime/kernels/nvrtc.py

@@ -48,7 +48,7 @@ def infer(
             "--model",
             "-m",
             help="The bundle to run; several are averaged.",
-            show_default="glioma, of brainseg-runtime[model]",
+            show_default="brainseg-glioma, if installed",
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("out"),

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from brainseg_runtime.extras import require
+from brainseg_runtime.errors import EngineUnavailable
 
 __all__ = ["DISTRIBUTION", "default_model"]
 
@@ -17,8 +17,11 @@ def default_model() -> Path:
     Raises:
         EngineUnavailable: ``E_EXTRA_MISSING`` where it is not installed.
     """
-    require("to run without a model of your own (--model)", [MODULE], "brainseg-runtime[model]")
     found = find_spec(MODULE)
-    assert found is not None
-    assert found.origin is not None
+    if found is None or found.origin is None:
+        raise EngineUnavailable(
+            "E_EXTRA_MISSING",
+            f"no model was named, and {DISTRIBUTION}, the default one, is not installed.",
+            f"Name a bundle (--model), or install {DISTRIBUTION}.",
+        )
     return Path(found.origin).parent / "bundle"

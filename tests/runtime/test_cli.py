@@ -10,7 +10,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from brainseg_runtime import cli
+from brainseg_runtime import cli, default_model
 from toys import toy_bundle, toy_volume, write_scan
 
 
@@ -51,6 +51,23 @@ def test_a_folder_of_scans_is_segmented(infer, bundle, scans, tmp_path):
     assert "p1: WT" in out
     assert "not a medical device" in out
     assert (tmp_path / "out" / "volumes.csv").exists()
+
+
+def test_where_no_model_is_named_the_default_one_answers_and_says_so(infer, scans, tmp_path, monkeypatch):
+    """The bundle inside the distribution of that name; where it is not installed, status 5 and what to do."""
+    monkeypatch.setattr(default_model, "MODULE", "brainseg_made_for_a_test")
+    status, _, err = infer(scans, "-o", tmp_path / "out")
+    assert status == 5
+    assert "E_EXTRA_MISSING" in err
+    assert "--model" in err
+    package = tmp_path / "site" / default_model.MODULE
+    toy_bundle(package / "bundle")
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(package.parent)
+    status, out, _ = infer(scans, "-o", tmp_path / "out")
+    assert status == 0
+    assert ", the default, engine" in out
+    assert "the default" not in infer(scans, "-m", package / "bundle", "-o", tmp_path / "other")[1]
 
 
 def test_everything_that_can_be_asked_for_is_written(infer, bundle, scans, tmp_path):

@@ -76,9 +76,10 @@ class TrainingScans:
             )
         return self.table[labels]
 
-    def labels_present(self, scan: Scan) -> int:
-        """How many labels occur in a scan."""
-        return len(np.unique(self.table[_read_truth(scan)[0]])) - 1
+    def rarest_label(self, scan: Scan) -> tuple[int, int]:
+        """How many labels occur in a scan, and voxels of the rarest of them."""
+        counts = np.unique(self.table[_read_truth(scan)[0]], return_counts=True)[1]
+        return len(counts) - 1, int(counts.min())
 
 
 def find_training_scans(folder: Path, spec: ModelSpec) -> TrainingScans:

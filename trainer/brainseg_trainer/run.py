@@ -181,8 +181,8 @@ class RunFolder:
         write_atomically(self.metrics, (json.dumps(sections, indent=1) + "\n").encode())
 
     def write_parity(self, source: TrainingScans, scans: Iterable[Scan]) -> None:
-        """Copy a few scans under BraTS names, those with the most labels first."""
-        for scan in sorted(scans, key=lambda scan: -source.labels_present(scan))[:PARITY_SCANS]:
+        """Copy a few scans under BraTS names: with the most labels, and the most voxels of the rarest one."""
+        for scan in sorted(scans, key=source.rarest_label, reverse=True)[:PARITY_SCANS]:
             volume = source.read(scan)
             folder = self.parity / scan.id
             for file in scan.files:
