@@ -16,7 +16,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes lock clean
+.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes torture lock clean
 
 help:  ## list the verbs (this page)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -87,6 +87,10 @@ bench: setup bundles/demo  ## seconds per stage and file to file, the forms of a
 
 cubes: setup  ## CUBES=<folder of lesion crops>: train on real lesions, score once beside a discriminant
 	$(BIN)/python -m benchmarks.cubes $(CUBES) -o runs/cubes --write docs/lesion-cubes.md
+
+torture: setup bundles/demo  ## hostile input, killed runs, mixed-up files, long runs: all trials in full, as a page
+	PYTHONPATH=tests $(BIN)/python -m torture bundles/demo demo/unseen --data $${BRAINSEG_DATA:-../shared/data} \
+		--write docs/reliability.md
 
 lock: | $(filter .tools/%,$(UV))  ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from brainseg_runtime.attachments import attachments_of
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
+from brainseg_runtime.fingerprint import MIXED_UP
 from brainseg_runtime.heads import whole_head
 from brainseg_runtime.outputs import (
     DICOM_KINDS,
@@ -199,6 +200,8 @@ def _finish(
         record["warnings"] = [*record.get("warnings", []), "no tumour found"]
     if segmenter.spec.anatomy == "brain":
         record["warnings"] = [*record.get("warnings", []), *whole_head(volume)]
+    mixed_up = [flag["words"] for flag in record.get("flags", ()) if flag["code"] in MIXED_UP]
+    record["warnings"] = [*record.get("warnings", []), *mixed_up]
     segmentation = replace(segmentation, record=record)
     drawn = [kind for kind in kinds if kind not in DICOM_KINDS]
     attachments = attachments_of(drawn, volume, segmentation, segmenter.spec)

@@ -11,7 +11,7 @@ import numpy as np
 from hostile.nifti import HOSTILE, header_for, nifti, voxels
 from mutants import mutate
 
-from torture.children import HANG_SECONDS, survey
+from torture.children import HANG_SECONDS, ends, in_words, survey
 from torture.rows import Row, Setup
 
 __all__ = ["handmade", "mutants"]
@@ -67,44 +67,47 @@ def _simpleitk(path: Path) -> Loaded:
     return SimpleITK.GetArrayFromImage(image).T, np.diag([-1.0, -1, 1, 1]) @ affine
 
 
-def trial(reader: str, kind: str) -> Callable[[int], str]:
-    """One damaged file through one reader: refused, same, different, or an unexpected error."""
+def trial(reader: str, *counts: str) -> Callable[[int], str]:
+    """One damaged file through one reader: its kind, and refused, same, different, or unexpected.
+
+    The trials run through the kinds in turn, as many of each as ``counts`` say.
+    """
     from brainseg_runtime.errors import ScanRefused
 
     read = {"brainseg": _brainseg, "nibabel": _nibabel, "simpleitk": _simpleitk}[reader]
-    suffix = ".nii" if kind == "plain" else ".nii.gz"
     folder = tempfile.TemporaryDirectory()
-    path = Path(folder.name, f"image{suffix}")
-    path.write_bytes(_good() if kind == "plain" else gzip.compress(_good()))
-    voxels_there, affine_there = (array.copy() for array in read(path))
+    kinds = [kind for kind, count in zip(KINDS, counts, strict=True) for _ in range(int(count))]
+    places = {kind: Path(folder.name, f"image{'.nii' if kind == 'plain' else '.nii.gz'}") for kind in KINDS}
+    places["plain"].write_bytes(_good())
+    voxels_there, affine_there = (array.copy() for array in read(places["plain"]))
 
     def one(n: int, _: object = folder) -> str:
+        kind = kinds[n]
+        path = places[kind]
         path.write_bytes(mutant(kind, n))
         try:
             data, affine = read(path)
         except ScanRefused:
-            return "refused"
+            return f"{kind} refused"
         except Exception:  # noqa: BLE001 - the others refuse by whatever they raise
-            return "unexpected" if reader == "brainseg" else "refused"
+            return f"{kind} {'unexpected' if reader == 'brainseg' else 'refused'}"
         same = data.shape == voxels_there.shape and np.array_equal(data, voxels_there)
-        return "same" if same and np.allclose(affine, affine_there, atol=1e-6) else "different"
+        same = same and np.allclose(affine, affine_there, atol=1e-6)
+        return f"{kind} {'same' if same else 'different'}"
 
     return one
 
 
 def mutants(setup: Setup) -> Iterator[Row]:
     """Every kind of damage through every reader; where there is a checksum, brainseg must see all of it."""
-    for kind, (full, what) in KINDS.items():
-        count = setup.count(full, 30)
-        for reader in READERS:
-            found = survey("torture.nifti:trial", 0, count, reader, kind)
-            words = ", ".join(f"{found[word]} {word}" for word in ("refused", "same", "different"))
-            bad = {word: found[word] for word in ("hang", "crash", "unexpected") if found[word]}
-            words += "".join(f", **{number} {word}**" for word, number in bad.items())
-            held = None
-            if reader == "brainseg":
-                held = not bad and (kind != "gz" or not found["different"])
-            yield Row(f"{what}: {reader}", f"{count:,}", words, held)
+    counts = [setup.count(full, 30) for full, _ in KINDS.values()]
+    for reader in READERS:
+        found = survey("torture.nifti:trial", 0, sum(counts), reader, *counts)
+        for (kind, (_, what)), count in zip(KINDS.items(), counts, strict=True):
+            words = in_words(found, kind)
+            bad = found[f"{kind} unexpected"] or (kind == "gz" and found["gz different"])
+            yield Row(f"{what}: {reader}", f"{count:,}", words, not bad if reader == "brainseg" else None)
+        yield ends(found, f"crashes and hangs over {HANG_SECONDS} s in these: {reader}", sum(counts), reader)
 
 
 def handmade(setup: Setup) -> Iterator[Row]:

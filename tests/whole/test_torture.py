@@ -10,7 +10,7 @@ from torture import TRIALS
 from torture.rows import Setup
 from toys import toy_bundle, toy_volume, write_scan
 
-SHARES = {"nifti": 0.01, "dicom": 0.004, "flips": 0.1, "soak": 0.06}
+SHARES = {"nifti": 0.02, "dicom": 0.01, "flips": 0.1, "soak": 0.06}
 """How much of the full numbers; what is not here takes 0.02. Files made by hand are always all tried."""
 
 # Keras turns TensorFlow's variables into arrays in a way that numpy 2 will end.
