@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -246,6 +247,9 @@ def _no_memory(scan: Readable) -> BudgetExceeded:
 
 
 def _unexpected(scan: Readable, error: Exception) -> BrainsegError:
+    # Its words may hold what stands in a file, and so a patient's name; where it arose is what helps.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}, line {frame.lineno}"
     return BrainsegError(
-        "E_UNEXPECTED", f"scan {scan.id}: {type(error).__name__}: {error}.", "Please report it."
+        "E_UNEXPECTED", f"scan {scan.id}: {type(error).__name__} in {where}.", "Please report it."
     )
