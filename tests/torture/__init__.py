@@ -11,6 +11,7 @@ TRIALS: Mapping[str, tuple[str, Trial]] = {
     "nifti-made": ("Bad bytes", nifti.handmade),
     "dicom-made": ("Bad bytes", dicom.handmade),
     "nifti": ("Bad bytes", nifti.mutants),
+    "listed": ("Bad bytes", nifti.listed),
     "dicom": ("Bad bytes", dicom.mutants),
     "flips": ("Models", bundles.flips),
     "graphs": ("Models", bundles.graphs),

@@ -1,6 +1,8 @@
 """Damaged NIfTI through brainseg, nibabel and SimpleITK: who reads other voxels than were written?"""
 
 import gzip
+import hashlib
+import os
 import random
 import tempfile
 import time
@@ -8,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from hostile.nifti import HOSTILE, header_for, nifti, voxels
+from hostile.nifti import GOOD, HOSTILE, header_for, nifti, voxels
 from mutants import mutate
 
 from torture.children import HANG_SECONDS, ends, in_words, survey
 from torture.rows import Row, Setup
 
-__all__ = ["handmade", "mutants"]
+__all__ = ["handmade", "listed", "mutants"]
 
 KINDS = {
     "gz": (10_000, "damaged `.nii.gz`: bits flipped, bytes set, cut, dropped, doubled, spliced, swapped"),
@@ -129,3 +131,63 @@ def handmade(setup: Setup) -> Iterator[Row]:
     yield Row(
         "NIfTI files made by hand", str(len(HOSTILE)), found, right == len(HOSTILE) and slowest < HANG_SECONDS
     )
+    yield from _places(setup.place)
+
+
+def _places(place: Path) -> Iterator[Row]:
+    """What is no file, or leads out of the folder that was named."""
+    from brainseg_runtime.errors import ScanRefused
+    from brainseg_runtime.nifti import read_image
+
+    root = place / "input"
+    root.mkdir()
+    (place / "outside.nii").write_bytes(GOOD)
+    os.mkfifo(root / "fifo.nii")
+    (root / "folder.nii").mkdir()
+    links = {"device": "/dev/zero", "out": place / "outside.nii", "up": "../outside.nii", "loop": "loop.nii"}
+    for name, target in links.items():
+        (root / f"{name}.nii").symlink_to(target)
+    expected = dict.fromkeys(("fifo", "folder", "device", "out", "up"), "E_NOT_FILE")
+    expected["loop"] = "E_INPUT_MISSING"
+    right, slowest = 0, 0.0
+    for name, code in expected.items():
+        started = time.perf_counter()
+        try:
+            read_image(root / f"{name}.nii", root)
+        except ScanRefused as error:
+            right += error.code == code
+        slowest = max(slowest, time.perf_counter() - started)
+    found = f"{right} with their code, slowest {slowest:.2f} s"
+    held = right == len(expected) and slowest < 1
+    yield Row(
+        "a fifo, a folder, a device, links that leave the input or loop", str(len(expected)), found, held
+    )
+
+
+def listed(setup: Setup) -> Iterator[Row]:
+    """What no format tells, a list of checksums does: the same mutants, none read."""
+    from brainseg_runtime.checksums import hold, load_checksums
+    from brainseg_runtime.errors import ScanRefused
+    from brainseg_runtime.scans import find_scans
+    from toys import toy_spec
+
+    folder = setup.place / "scans" / "p0"
+    folder.mkdir(parents=True)
+    for word in ("t1n", "t1c", "t2w", "t2f"):
+        (folder / f"p0-{word}.nii").write_bytes(_good())
+    digest = hashlib.sha256(_good()).hexdigest()
+    sums = folder / "SHA256SUMS"
+    sums.write_text("".join(f"{digest}  {path.name}\n" for path in sorted(folder.glob("*.nii"))))
+    (scan,) = hold(find_scans(folder, toy_spec()), load_checksums(sums)).scans
+    scan.read()
+    count, changed, refused = setup.count(2_000, 30), 0, 0
+    for n in range(count):
+        content = mutant("plain", n) if n % 2 else gzip.decompress(mutant("lies", n))
+        changed += content != _good()
+        (folder / "p0-t2f.nii").write_bytes(content)
+        try:
+            scan.read()
+        except ScanRefused as error:
+            refused += error.code == "E_CHECKSUM"
+    found = f"{refused} of {changed} that differ refused"
+    yield Row("the same plain files and headers, with `--checksums`", f"{count:,}", found, refused == changed)
