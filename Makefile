@@ -16,7 +16,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes torture sbom lock clean
+.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes default-model score torture sbom lock clean
 
 help:  ## list the verbs (this page)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,10 +27,10 @@ setup: $(INSTALLED)  ## make .venv with everything, from requirements.lock
 	$(PYTHON) -m venv .tools
 	.tools/bin/pip install --quiet uv
 
-$(INSTALLED): requirements.lock runtime/pyproject.toml trainer/pyproject.toml export/pyproject.toml | $(filter .tools/%,$(UV))
+$(INSTALLED): requirements.lock $(wildcard */pyproject.toml) | $(filter .tools/%,$(UV))
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv
 	$(UV) pip install --quiet --python .venv --require-hashes -r requirements.lock
-	$(UV) pip install --quiet --python .venv --no-deps -e runtime -e trainer -e export
+	$(UV) pip install --quiet --python .venv --no-deps -e runtime -e trainer -e export -e glioma
 	@touch $@
 
 demo: setup  ## synthetic scans, training, export, inference on unseen scans, Dice: under 5 minutes
@@ -56,8 +56,9 @@ runs/%/model.keras: | setup $(filter data/synthetic,$(DATA))
 figures: train  ## RUN=<name>: every picture of the run, in runs/<name>/figures
 	$(BIN)/brainseg-train figures runs/$(RUN)
 
-export: runs/$(RUN)/model.keras  ## RUN=<name>: runs/<name> becomes the certified bundle bundles/<name>
+export: runs/$(RUN)/model.keras  ## RUN=<name>: runs/<name> becomes the certified bundle bundles/<name>; TensorRT plans where a GPU is
 	$(BIN)/brainseg-export bundle runs/$(RUN) -o bundles/$(RUN)
+	@$(BIN)/brainseg-export engine bundles/$(RUN) || [ $$? = 5 ]  # where no GPU is, its one line says so
 
 infer: setup  ## SCANS=<folder> RUN=<name> OUT=<folder>: segment scans with a bundle
 	$(BIN)/brainseg-infer $(SCANS) -m bundles/$(RUN) -o $(OUT)
@@ -88,6 +89,22 @@ bench: setup bundles/demo  ## seconds per stage and file to file, the forms of a
 cubes: setup  ## CUBES=<folder of lesion crops>: train on real lesions, score once beside a discriminant
 	$(BIN)/python -m benchmarks.cubes $(CUBES) -o runs/cubes --write docs/lesion-cubes.md
 
+# Of real data, in the folders of their origins: see benchmarks/real.py and simulation/ingredients.py.
+NAMED = $(if $(filter data/synthetic,$(DATA)),$(error name the folder of the real data: DATA=<folder>),$(DATA))
+SHIPPED := glioma/brainseg_glioma/bundle
+
+default-model: setup  ## DATA=<folder of real data>: simulate, train, score and ship the model of brainseg-glioma
+	$(BIN)/brainseg-train simulation gather $(addprefix $(NAMED)/,synthseg-labels mni152-nilearn brats2020-lesion-cubes) -o data/heads
+	$(BIN)/brainseg-train simulation scans data/heads --count 6
+	$(BIN)/brainseg-train fit data/heads --run runs/glioma --config simulated
+	$(BIN)/brainseg-train tune runs/glioma data/heads
+	$(BIN)/brainseg-export bundle runs/glioma -o bundles/glioma --licence glioma/LICENSE
+	$(BIN)/python -m benchmarks.real $(NAMED) -m bundles/glioma --write glioma/README.md --picture docs/default-model.png
+	$(BIN)/brainseg-export bundle runs/glioma -o $(SHIPPED) --licence glioma/LICENSE --notes glioma/README.md
+
+score: setup  ## DATA=<folder of real data>: Dice of the default model on real scans, false positives, seconds
+	$(BIN)/python -m benchmarks.real $(NAMED)
+
 torture: setup bundles/demo  ## hostile input, killed runs, mixed-up files, long runs: all trials in full, as a page
 	PYTHONPATH=tests $(BIN)/python -m torture bundles/demo demo/unseen --data $${BRAINSEG_DATA:-../shared/data} \
 		--write docs/reliability.md
@@ -102,7 +119,7 @@ sbom: setup  ## sbom.json: all that an installed runtime holds, as CycloneDX
 lock: | $(filter .tools/%,$(UV))  ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--group dev runtime/pyproject.toml trainer/pyproject.toml export/pyproject.toml \
-		--extra cpu --extra openvino --extra dicom --extra report --extra trust --extra jax --extra tensorboard --no-emit-package brainseg-runtime -o requirements.lock
+		--extra cpu --extra openvino --extra dicom --extra report --extra rtx --extra trust --extra jax --extra tensorboard --no-emit-package brainseg-runtime -o requirements.lock
 
 clean:  ## remove what was made: environments, demo, runs, bundles, caches
 	rm -rf .venv .tools .sbom sbom.json demo runs bundles out data .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -13,9 +13,17 @@ Rows = list[tuple[str, ...]]
 
 
 def write_card(
-    spec: ModelSpec, certificate: Certificate, licence: str, provenance: Mapping[str, object], training: str
+    spec: ModelSpec,
+    certificate: Certificate,
+    licence: str,
+    provenance: Mapping[str, object],
+    training: str,
+    notes: str = "",
 ) -> str:
-    """The model card, in Markdown; ``training`` is what the run says about itself, in Markdown."""
+    """The model card, in Markdown; ``training`` is what the run says about itself, in Markdown.
+
+    ``notes``: what whoever exports it has to say beside.
+    """
     scans = ", ".join(scan.scan for scan in certificate.scans)
     return "\n".join(
         [
@@ -31,6 +39,7 @@ def write_card(
             "",
             *_markdown(("", ""), spec_rows(spec)),
             "",
+            *([notes.strip(), ""] if notes else []),
             "## Training",
             "",
             training,

@@ -5,13 +5,17 @@ at once.
 """
 
 import os
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from brainseg_runtime.console import end_with
 from brainseg_runtime.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from brainseg_runtime.bundle import Precision
 
 __all__ = ["main"]
 
@@ -59,6 +63,15 @@ def bundle(
         str | None,
         typer.Option(help="Of the weights: an SPDX identifier, or a file.", show_default="not stated"),
     ] = None,
+    notes: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Markdown for the model card: data, figures, failures seen.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Export a model: convert, measure parity on whole scans, test, write the bundle.
 
@@ -70,7 +83,8 @@ def bundle(
 
     made_of = Source.of(source, spec, scans)
     folder = output or Path("bundles") / (source.resolve().name if source.is_dir() else source.stem)
-    made = export(made_of, folder, _say, via, Licence.of(licence))
+    words = notes.read_text(encoding="utf-8") if notes else ""
+    made = export(made_of, folder, _say, via, Licence.of(licence), words)
     typer.echo(f"{made.folder}  sha256 {made.sha256}")
 
 
@@ -96,6 +110,32 @@ def inspect(folder: BundleFolder) -> None:
     from brainseg_export.describe import describe
 
     typer.echo(describe(Bundle.open(folder)))
+
+
+@app.command()
+def engine(
+    folder: BundleFolder,
+    device: Annotated[str, typer.Option(help="For which GPU.")] = "cuda:0",
+) -> None:
+    """Build a bundle's TensorRT plans on this machine, FP32 and FP16, and run the known answer through each.
+
+    Plans stay in the cache of this machine and never go into the bundle: they are code, and fit one GPU.
+
+    Exit status: 0 done, 5 no GPU, no TensorRT, or TensorRT does not build them, 6 the bundle is invalid or
+    a plan misses the known answer.
+    """
+    from brainseg_runtime.bundle import Bundle
+    from brainseg_runtime.engines.choice import make_engine
+    from brainseg_runtime.plans.cli import ready
+    from brainseg_runtime.selftest import check
+
+    opened = Bundle.open(folder)
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    for precision in precisions:
+        said = ready(opened, precision, device)
+        with closing(make_engine("trt", opened.graph(precision), opened.spec, precision, device)) as running:
+            difference = check(running, opened.golden())
+        typer.echo(f"{said}, known answer missed by {difference:.1e}")
 
 
 @app.command()

@@ -52,6 +52,7 @@ class Form:
     precision: Precision
     proves: str
     engine: EngineName = "ort"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ OPTIONAL = frozenset({"bf16"})
 def measure(form: Form, references: Sequence[Reference], spec: ModelSpec) -> Parity:
     """The largest difference of logits and the smallest Dice of every region, over all scans."""
     difference, overlaps = 0.0, {region.name: 1.0 for region in spec.regions}
-    with closing(make_engine(form.engine, form.data, spec, form.precision)) as engine:
+    with closing(make_engine(form.engine, form.data, spec, form.precision, form.device)) as engine:
         for reference in references:
             logits = predict(reference.prepared.data, engine, spec)
             scale = np.maximum(1.0, np.abs(reference.logits))

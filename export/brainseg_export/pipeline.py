@@ -8,12 +8,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 from brainseg_runtime.bundle import GRAPHS, Bundle, Golden, write_bundle
-from brainseg_runtime.engines.choice import ENGINES, installed, make_engine
+from brainseg_runtime.engines.choice import ENGINES, default_device, installed, make_engine
 from brainseg_runtime.errors import EngineUnavailable, ScanRefused, UsageRefused
 from brainseg_runtime.graph import check as check_graph
 from brainseg_runtime.scans import Found, find_scans, read
@@ -92,9 +93,14 @@ class Source:
 
 
 def export(
-    source: Source, output: Path, say: Say, via: Via = "walker", licence: Licence | None = None
+    source: Source,
+    output: Path,
+    say: Say,
+    via: Via = "walker",
+    licence: Licence | None = None,
+    notes: str = "",
 ) -> Bundle:
-    """Convert, measure, test, and only then write a bundle.
+    """Convert, measure, test, and only then write a bundle; ``notes`` are Markdown for its model card.
 
     Raises:
         BundleInvalid: ``E_MODEL``, ``E_SPEC``, ``E_LAYER``, ``E_GRAPH_OPERATOR`` where the model cannot be
@@ -124,10 +130,10 @@ def export(
     answer = golden.choose(references, keras, spec)
     for form, measured in zip(forms, certificate.parities, strict=True):
         if form.graph in files and measured.passed:
-            with closing(make_engine(form.engine, form.data, spec, form.precision)) as engine:
+            with closing(make_engine(form.engine, form.data, spec, form.precision, form.device)) as engine:
                 check(engine, Golden.from_npz(answer.to_npz()))
     provenance = _provenance(source, model, files, via)
-    card = write_card(spec, certificate, licence.name, provenance, training)
+    card = write_card(spec, certificate, licence.name, provenance, training, notes)
     bundle = write_bundle(
         output,
         spec,
@@ -152,7 +158,7 @@ def _measured(
 ) -> ModelSpec:
     """The spec, with what only the finished network can tell."""
     spec = replace(spec, working_bytes=working_bytes(graph, spec))
-    best = next(name for name in ENGINES if installed(name))
+    best = next(name for name, kind in ENGINES.items() if kind.runs_on("cpu") and installed(name))
     with closing(make_engine(best, _bytes(graph), spec)) as engine:
         spec = replace(spec, halo=halo([r.prepared.data for r in references], engine, spec))
     seen = f", slabs with a halo of {spec.halo} voxels" if spec.halo else ""
@@ -164,17 +170,19 @@ def _forms(files: Mapping[str, bytes], spec: ModelSpec, via: Via, say: Say) -> l
     """The bundle's graphs on every engine that is installed, in every precision that runs here."""
     forms = []
     for name, kind in ENGINES.items():
+        device = default_device(name)
         if not installed(name):
-            say(f"{name} is not installed: the certificate will not cover it. {kind.install}")
+            say(f"{name} is not installed: the certificate will not cover it. {kind.line(device)}")
             continue
         for precision in kind.precisions:
             data = files[GRAPHS[precision]]
             try:
-                make_engine(name, data, spec, precision).close()
+                make_engine(name, data, spec, precision, device).close()
             except EngineUnavailable as error:
                 say(f"{name} in {precision} is left out: {error.received}")
             else:
-                forms.append(Form(GRAPHS[precision], data, precision, PROVES[via, precision], name))
+                proves = PROVES[via, precision] if device == "cpu" else PROVES["gpu"]
+                forms.append(Form(GRAPHS[precision], data, precision, proves, name, device))
     return forms
 
 
@@ -189,10 +197,13 @@ _ROUNDING = (
     "proves nothing about FP16 arithmetic."
 )
 
+_GPU = "computed on this GPU, with this driver, in the precision that it names; of others it proves nothing."
+
 _BFLOAT = "computed in bfloat16, which this engine does by itself on a CPU that has it."
 
 PROVES: Mapping[str | tuple[str, str], str] = {
     "tf2onnx": "an independent converter reads the same function out of the Keras model.",
+    "gpu": _GPU,
     ("walker", "fp32"): "the clean graph computes what Keras computes, in FP32 on this engine.",
     ("walker", "fp16"): _ROUNDING,
     ("walker", "bf16"): _BFLOAT,
@@ -249,11 +260,12 @@ def _provenance(source: Source, model: Model, files: Mapping[str, bytes], via: V
             "python": platform.python_version(),
             "tensorflow": _tensorflow(),
             **{name: version(name) for name in PACKAGES},
-            **{kind.module: version(kind.module) for name, kind in ENGINES.items() if installed(name)},
+            **{name: version(name) for name in ENGINE_PACKAGES if find_spec(name)},
         },
     }
 
 
+ENGINE_PACKAGES = ("onnxruntime", "openvino")
 PACKAGES = ("keras", "onnx", "tf2onnx", "numpy", "brainseg-runtime", "brainseg-export")
 
 

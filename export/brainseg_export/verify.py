@@ -82,6 +82,8 @@ def _certificate(bundle: Bundle) -> Iterator[Check]:
 
 def _selftests(bundle: Bundle) -> Iterator[Check]:
     for verdict in everywhere(bundle):
-        if verdict.certified:
-            what = f"self-test {verdict.engine} {verdict.precision}"
+        # A GPU that this machine does not have says nothing about the bundle.
+        if verdict.certified and not (verdict.absent and verdict.device != "cpu"):
+            where = "" if verdict.device == "cpu" else f" on {verdict.device}"
+            what = f"self-test {verdict.engine} {verdict.precision}{where}"
             yield Check(what, verdict.detail.rstrip("."), verdict.code if verdict.broken else None)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from brainseg_runtime.console import end_with
+from brainseg_runtime.plans.cli import plans
 
 if TYPE_CHECKING:
     from brainseg_runtime.batch import Outcome
@@ -25,6 +26,7 @@ __all__ = ["infer_main", "main"]
 PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 app = typer.Typer(no_args_is_help=True, **PLAIN)
+app.add_typer(plans, name="plans")
 
 
 @app.callback()
@@ -41,15 +43,22 @@ def infer(
         ),
     ],
     model: Annotated[
-        list[Path],
-        typer.Option("--model", "-m", help="The bundle to run; several are averaged.", show_default=False),
-    ],
+        list[Path] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The bundle to run; several are averaged.",
+            show_default="glioma, of brainseg-runtime[model]",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("out"),
     engine: Annotated[
-        Literal["auto", "openvino", "ort"],
+        Literal["auto", "openvino", "ort", "trt"],
         typer.Option(help="A named engine is a demand; auto says what it took, and why."),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="Where to compute: cpu.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="Where to compute: cpu or cuda:0.", show_default="cpu; cuda:0 for trt")
+    ] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "bf16"], typer.Option(help="As far as the bundle's certificate covers it.")
     ] = "fp32",
@@ -152,14 +161,16 @@ def infer(
     from brainseg_runtime.batch import exit_status, run
     from brainseg_runtime.bundle import Bundle
     from brainseg_runtime.checksums import hold, load_checksums
+    from brainseg_runtime.default_model import default_model
     from brainseg_runtime.inputs import find, kind_of, require_dicom, result_kinds
     from brainseg_runtime.memory import MEGABYTE
     from brainseg_runtime.rehearsal import rehearse
     from brainseg_runtime.scans import explain, find_scans
     from brainseg_runtime.segmenter import load
 
+    models = model or [default_model()]
     if explain_matching:
-        spec = Bundle.open(model[0]).spec
+        spec = Bundle.open(models[0]).spec
         typer.echo(explain(find_scans(inputs, spec), spec))
         return
     asked: dict[AttachmentKind, bool] = {
@@ -174,8 +185,13 @@ def infer(
     attachments += result_kinds(output_type, kind)
     if kind == "dicom":
         require_dicom()
+    if engine == "trt":
+        from brainseg_runtime.plans.cli import ready
+
+        for folder in models:
+            ready(Bundle.open(folder), precision, device or "cuda:0")
     with load(
-        model,
+        models,
         engine,
         precision=precision,
         device=device,
@@ -189,7 +205,8 @@ def infer(
         timeout=timeout,
     ) as segmenter:
         say = _speaker(as_json, quiet)
-        say({"event": "start", **segmenter.record(), "engine_choice": segmenter.why, "input": kind})
+        start = {**segmenter.record(), "engine_choice": segmenter.why, "input": kind, "default": not model}
+        say({"event": "start", **start})
         found = find(inputs, segmenter.spec, kind, resample_to=resample_to, register=register, rules=rules)
         if checksums is not None:
             found = hold(found, load_checksums(checksums))
@@ -233,7 +250,14 @@ def selftest(
             typer.echo(json.dumps({"schema": 1, "event": "selftest", **vars(verdict)}))
     else:
         rows = [
-            (v.engine, v.precision, "certified" if v.certified else "uncertified", v.code or "ok", v.detail)
+            (
+                v.engine,
+                v.device,
+                v.precision,
+                "certified" if v.certified else "uncertified",
+                v.code or "ok",
+                v.detail,
+            )
             for v in verdicts
         ]
         typer.echo(aligned(rows))
@@ -249,18 +273,20 @@ def verify_run(
         list[Path], typer.Argument(metavar="SCANS...", help="Where the scan is.", show_default=False)
     ],
     model: Annotated[
-        list[Path], typer.Option("--model", "-m", help="The bundle of the run.", show_default=False)
-    ],
+        list[Path] | None,
+        typer.Option("--model", "-m", help="The bundle of the run.", show_default="the default model"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Repeat a run as its record says, and compare the masks byte for byte.
 
     Exit status: 0 the same, 2 not a record or no such scan, 3 the files are others, 6 another model or mask.
     """
+    from brainseg_runtime.default_model import default_model
     from brainseg_runtime.errors import BundleInvalid
     from brainseg_runtime.rerun import verify_run as verify
 
-    told = verify(record, inputs, model)
+    told = verify(record, inputs, model or [default_model()])
     if as_json:
         typer.echo(json.dumps({"schema": 1, "event": "verify-run", **vars(told), "same": told.same}))
     else:
@@ -371,8 +397,9 @@ def _sentence(event: dict[str, Any]) -> str:
     match event["event"]:
         case "start":
             engine = event["engine"]
+            default = ", the default" if event["default"] else ""
             return (
-                f"model {event['model']['name']}, engine {engine['engine']} {engine['version']} "
+                f"model {event['model']['name']}{default}, engine {engine['engine']} {engine['version']} "
                 f"({engine['provider']}, {engine['device']}, {engine['precision']}), "
                 f"{event['engine_choice']}. "
                 f"Input: {event['input']}. "

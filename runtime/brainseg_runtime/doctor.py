@@ -8,14 +8,20 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from brainseg_runtime.engines.choice import ENGINES, installed
+from brainseg_runtime.engines.choice import ENGINES, EngineName, Kind, default_device, there
+from brainseg_runtime.gpu import NoDriver, gpus
 from brainseg_runtime.memory import MEGABYTE, machine_memory
 
 __all__ = ["Finding", "examine", "exit_status"]
 
 PACKAGES = ("brainseg-runtime", "numpy", "nibabel", "isal", "typer")
 
-EXTRAS = {"report": ("pillow", "pictures"), "dicom": ("pydicom", "DICOM in and out")}
+EXTRAS = {
+    "model": ("brainseg-glioma", "a model where none is named"),
+    "report": ("pillow", "pictures"),
+    "dicom": ("pydicom", "DICOM in and out"),
+    "register": ("simpleitk", "--register"),
+}
 """Extra -> the package that shows whether it is there, and what it is for."""
 
 PAIR = ("onnxruntime", "onnxruntime-gpu")
@@ -35,6 +41,7 @@ def examine() -> Iterator[Finding]:
     """Look at the machine, the packages, and every engine."""
     system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     yield Finding("ok", "machine", f"{system}, {_cores()} cores, {machine_memory() // MEGABYTE} MB")
+    yield from _gpus()
     for package in PACKAGES:
         yield Finding("ok", package, str(_version(package)))
     if all(map(_version, PAIR)):
@@ -45,7 +52,7 @@ def examine() -> Iterator[Finding]:
             'onnxruntime-gpu && pip install "brainseg-runtime[cpu]" (or [gpu])',
         )
     for name, kind in ENGINES.items():
-        yield _engine(f"engine {name}", kind.module, installed(name), kind.install)
+        yield _engine(name, kind)
     for extra, (package, purpose) in EXTRAS.items():
         found = _version(package)
         missing = f'for {purpose}: pip install "brainseg-runtime[{extra}]"'
@@ -59,17 +66,39 @@ def exit_status(findings: list[Finding]) -> int:
     return 0 if works and all(finding.state != "broken" for finding in findings) else 5
 
 
-def _engine(what: str, module: str, there: bool, install: str) -> Finding:
-    if not there:
+def _gpus() -> Iterator[Finding]:
+    try:
+        for gpu in gpus():
+            capability = "{}.{}".format(*gpu.capability)
+            memory = f"{gpu.memory // MEGABYTE} MB"
+            told = f"{gpu.name}, compute capability {capability}, {memory}, driver {gpu.driver}"
+            yield Finding("ok", gpu.device, told)
+    except NoDriver as error:
+        yield Finding("absent", "cuda:0", str(error))
+
+
+def _engine(name: EngineName, kind: Kind) -> Finding:
+    what, install = f"engine {name}", kind.line(default_device(name))
+    modules = next((modules for modules in kind.modules if all(map(there, modules))), None)
+    if modules is None:
         return Finding("absent", what, install)
     # A native package can fail in any way at all when it is loaded.
     try:
-        loaded = import_module(module)
-        found = str(loaded.__version__).split("-")[0]
+        loaded = [import_module(module) for module in modules]
+        found = next(str(m.__version__) for m in loaded if hasattr(m, "__version__")).split("-")[0]
     except Exception as error:  # noqa: BLE001
         again = install.replace("install", "install --force-reinstall")
         return Finding("broken", what, f"{type(error).__name__}: {error}; install it anew: {again}")
+    if default_device(name) != "cpu" and not _any_gpu():
+        return Finding("absent", what, f"{modules[0]} {found} is installed, but there is no GPU for it")
     return Finding("ok", what, found)
+
+
+def _any_gpu() -> bool:
+    try:
+        return bool(gpus())
+    except NoDriver:
+        return False
 
 
 def _version(package: str) -> str | None:

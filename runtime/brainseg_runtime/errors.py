@@ -71,6 +71,8 @@ CODES: Mapping[str, str] = {
     "E_ENGINE_MISSING": "the engine is not installed",
     "E_ENGINE_DEVICE": "the engine does not run on the device that was asked for",
     "E_ENGINE_FAILED": "the engine failed while it computed",
+    "E_PLAN": "TensorRT does not build the plan, or what it built is not what was asked for",
+    "E_PLAN_CACHE": "others could write into the folder of TensorRT plans",
     "E_NOT_BUNDLE": "the folder is not a bundle",
     "E_BUNDLE_FORMAT": "the bundle's format is newer than this runtime, or its description is malformed",
     "E_BUNDLE_DAMAGED": "a file of the bundle differs from its manifest, is missing, or is not listed",

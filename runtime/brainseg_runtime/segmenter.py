@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from brainseg_runtime import selftest
 from brainseg_runtime.bundle import Bundle, Precision
 from brainseg_runtime.certainty import Survey
+from brainseg_runtime.default_model import default_model
 from brainseg_runtime.engines.base import Engine
-from brainseg_runtime.engines.choice import EngineName, choose, open_engine
+from brainseg_runtime.engines.choice import EngineName, choose, default_device, open_engine
 from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
 from brainseg_runtime.engines.timed import TimedEngine
 from brainseg_runtime.ensemble import identity_of, joint_spec
-from brainseg_runtime.errors import BundleInvalid, UsageRefused
+from brainseg_runtime.errors import BudgetExceeded, BundleInvalid, UsageRefused
 from brainseg_runtime.fingerprint import fingerprint
+from brainseg_runtime.gpu import find, free_memory
 from brainseg_runtime.labels import drop_specks
-from brainseg_runtime.memory import Plan, plan
+from brainseg_runtime.memory import Plan, halves, plan
 from brainseg_runtime.preprocess import Placement, Prepared, prepare, restore
 from brainseg_runtime.quality import quality_flags
 from brainseg_runtime.spec import ModelSpec
@@ -64,6 +66,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         model: Mapping[str, str] | None = None,
         why: str = "as given",
         max_memory: int | None = None,
+        gpu_memory: int | None = None,
         options: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> None:
@@ -71,6 +74,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
 
         ``options`` are what else the results must tell of how they were computed.
         ``max_memory`` in bytes, by default the machine's: a scan that would take more is refused.
+        ``gpu_memory`` in bytes is what was free on the GPU that the engine computes on, if it does.
         ``timeout`` in seconds of a scan's own stages; it is looked at between them and before each pass.
         """
         self.spec = spec
@@ -79,6 +83,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         self.model = dict(model or {"name": spec.name})
         self.why = why
         self.max_memory = max_memory
+        self.gpu_memory = gpu_memory
         self.options = dict(options or {})
         self.timeout = timeout
 
@@ -95,6 +100,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             self.engine.identity.engine,
             batch=self.batch,
             limit=self.max_memory,
+            gpu=self.gpu_memory,
         )
 
     def segment(self, volume: Volume, *, probabilities: bool = False) -> Segmentation:
@@ -126,8 +132,20 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         if self.timeout is not None:
             left = self.timeout - sum(ready.seconds.values())
             engine = TimedEngine(engine, started + left, f"scan {ready.volume.scan}", self.timeout)
-        logits = predict(ready.prepared.data, engine, self.spec, self.batch, ready.plan.tiling)
-        return Computed(ready, logits, {**ready.seconds, **_since(started, "infer")})
+        planned, logits = self._predict(engine, ready.prepared, ready.plan)
+        seconds = {**ready.seconds, **_since(started, "infer")}
+        return Computed(replace(ready, plan=planned), logits, seconds)
+
+    def _predict(self, engine: Engine, prepared: Prepared, planned: Plan) -> tuple[Plan, NDArray[np.float32]]:
+        """Logits, and the plan that gave them: half as many tiles at a time where a GPU falls short."""
+        for batch in halves(planned.batch):
+            try:
+                logits = predict(prepared.data, engine, self.spec, batch, planned.tiling)
+                return replace(planned, batch=batch), logits
+            except BudgetExceeded as error:
+                if batch == 1 or error.code != "E_MEMORY":
+                    raise
+        raise AssertionError("a batch has at least one tile")
 
     def label(self, computed: Computed, *, probabilities: bool = False) -> Segmentation:
         """The last step: labels on the scan's own grid, beside another scan's second step if need be."""
@@ -201,11 +219,11 @@ class Segmenter(AbstractContextManager["Segmenter"]):
 
 
 def load(
-    model: Path | str | Sequence[Path | str],
+    model: Path | str | Sequence[Path | str] = (),
     engine: EngineName = "auto",
     *,
     precision: Precision = "fp32",
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
     batch: int = 1,
     tile: int | None = None,
@@ -217,8 +235,9 @@ def load(
 ) -> Segmenter:
     """Open a bundle, check every byte of it, open an engine, and prove the engine on the golden tile.
 
-    Several bundles of one task answer as one: their logits are averaged. With ``tta`` those of all mirror
-    images of a tile are.
+    Without one it is the default model. Several bundles of one task answer as one: their logits are
+    averaged. With ``tta`` those of all mirror images of a tile are.
+    ``device`` is the CPU, or ``"cuda:0"`` for an engine that runs on GPUs only, unless another is named.
     ``tile`` (voxels a side) or ``overlap`` (a fraction) put blended tiles in place of the spec's scheme;
     ``max_memory`` in bytes. ``require_signature``: public keys (PEM) of which one has to have signed each.
     ``timeout`` in seconds, for each scan.
@@ -227,12 +246,13 @@ def load(
         UsageRefused: ``E_USAGE`` for a tile or an overlap that the model cannot have, or bundles that make
             no ensemble.
         BundleInvalid: the bundle is damaged, unsigned, uncertified for the engine, or fails its self-test.
-        EngineUnavailable: the engine or device is not to be had here.
+        EngineUnavailable: the engine or device is not to be had here, or the default model.
     """
-    paths = [model] if isinstance(model, str | Path) else model
-    bundles = [Bundle.open(path, require_signature) for path in paths]
+    named = [model] if isinstance(model, str | Path) else model
+    bundles = [Bundle.open(path, require_signature) for path in named or [default_model()]]
     joint = joint_spec([bundle.spec for bundle in bundles])
     spec = _retiled(joint, tile, overlap)
+    device = device or default_device(engine)
     choice = choose(bundles[0], engine, precision, device)
     opened: list[Engine] = []
     try:
@@ -245,6 +265,11 @@ def load(
         for one in opened:
             one.close()
         raise
+    measured = [
+        bundle.certificate.find(bundle.graph_sha256(precision), one.identity)
+        for bundle, one in zip(bundles, opened, strict=True)
+    ]
+    why = choice.why if all(measured) else f"{choice.why}; shown to be right here by the self-test alone"
     told: dict[str, Any] = {"tta": True} if tta else {}
     if len(bundles) > 1:
         told["ensemble"] = [identity_of([bundle], spec) for bundle in bundles]
@@ -253,8 +278,9 @@ def load(
         MeanEngine(opened, mirrors_of(spec) if tta else ((),)) if told else opened[0],
         batch=batch,
         model=identity_of(bundles, joint),
-        why=choice.why,
+        why=why,
         max_memory=max_memory,
+        gpu_memory=None if device == "cpu" else free_memory(find(device)) // len(opened),
         options=told,
         timeout=timeout,
     )

@@ -1,6 +1,6 @@
 """The known-answer test: does this engine, on this machine, compute what was certified?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -8,8 +8,9 @@ import numpy as np
 
 from brainseg_runtime.bundle import Bundle, Golden, Precision
 from brainseg_runtime.engines.base import Engine
-from brainseg_runtime.engines.choice import ENGINES, EngineName, make_engine
+from brainseg_runtime.engines.choice import ENGINES, EngineName, covered, default_device, make_engine
 from brainseg_runtime.errors import BrainsegError, BundleInvalid
+from brainseg_runtime.gpu import NoDriver, gpus
 
 __all__ = ["TOLERANCE", "Verdict", "check", "everywhere"]
 
@@ -22,6 +23,7 @@ class Verdict:
     """What became of the known-answer test on one engine in one precision."""
 
     engine: str
+    device: str
     precision: str
     certified: bool
     """Whether the bundle's certificate lets it run at all."""
@@ -32,7 +34,12 @@ class Verdict:
     @property
     def broken(self) -> bool:
         """Whether something that should be right is wrong; what is not installed is not wrong."""
-        return self.certified and self.code not in (None, "E_ENGINE_MISSING", "E_ENGINE_DEVICE")
+        return self.certified and self.code is not None and not self.absent
+
+    @property
+    def absent(self) -> bool:
+        """Whether the engine, or what it runs on, is not here."""
+        return self.code in ("E_ENGINE_MISSING", "E_ENGINE_DEVICE")
 
 
 def check(engine: Engine, golden: Golden) -> float:
@@ -60,22 +67,31 @@ def check(engine: Engine, golden: Golden) -> float:
     return difference
 
 
-def everywhere(bundle: Bundle, device: str = "cpu") -> Iterator[Verdict]:
-    """The test on every engine that brainseg has, in every precision, certified or not."""
+def everywhere(bundle: Bundle) -> Iterator[Verdict]:
+    """The test on every engine that brainseg has, on every device of its kind, certified or not."""
     for name, kind in ENGINES.items():
-        for precision in kind.precisions:
-            yield _verdict(bundle, name, precision, device)
+        for device in _devices(name):
+            for precision in kind.precisions:
+                yield _verdict(bundle, name, precision, device)
+
+
+def _devices(name: EngineName) -> Sequence[str]:
+    """The device that an engine takes by itself, and the GPUs that it could take."""
+    try:
+        here = [gpu.device for gpu in gpus() if ENGINES[name].runs_on(gpu.device)]
+    except NoDriver:
+        here = []
+    return list(dict.fromkeys([default_device(name), *here]))
 
 
 def _verdict(bundle: Bundle, name: EngineName, precision: Precision, device: str) -> Verdict:
-    measured = bundle.certificate.of(bundle.graph_sha256(precision), name, precision)
-    certified = any(parity.passed for parity in measured)
+    certified = covered(bundle, name, precision, device)
     try:
         with closing(make_engine(name, bundle.graph(precision), bundle.spec, precision, device)) as engine:
             difference = check(engine, bundle.golden())
             identity = engine.identity
     except BrainsegError as error:
         remedy = f" {error.remedy}" if error.code == "E_ENGINE_MISSING" else ""
-        return Verdict(name, precision, certified, error.code, error.received + remedy)
+        return Verdict(name, device, precision, certified, error.code, error.received + remedy)
     detail = f"{difference:.1e} <= {TOLERANCE[precision]:g}, {identity.version} on {identity.provider}"
-    return Verdict(name, precision, certified, None, detail)
+    return Verdict(name, device, precision, certified, None, detail)

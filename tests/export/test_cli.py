@@ -128,6 +128,22 @@ def test_refusals_have_their_status(brainseg_export, run, tmp_path, monkeypatch,
     assert code in err
 
 
+def test_plans_are_built_where_a_gpu_is_and_else_one_line_says_why_not(brainseg_export, tmp_path):
+    """Status 5 without a GPU or without TensorRT, whose absence ``make export`` lets pass."""
+    from brainseg_runtime.gpu import NoDriver, gpus
+    from toys import toy_bundle
+
+    try:
+        gpus()
+    except NoDriver:
+        status, out, err = brainseg_export("engine", toy_bundle(tmp_path / "toy").folder)
+        assert (status, out, err.count("\n")) == (5, "", 1)
+        assert err.startswith(("E_ENGINE_DEVICE", "E_ENGINE_MISSING"))
+        assert "nstall" in err
+    else:
+        pytest.skip("this machine has a GPU")
+
+
 def test_help_imports_no_keras():
     """``--help`` answers at once."""
     script = (

@@ -247,9 +247,11 @@ def test_models_of_others_are_exported_with_a_spec(tmp_path, make, end):
     folder = write_run(tmp_path / "theirs", spec, model)
     (folder / "model.keras").rename(tmp_path / "their.keras")
     source = Source.of(tmp_path / "their.keras", folder / "spec.json", folder / "parity")
-    made = export(source, tmp_path / "bundle", quiet, licence=Licence.of("CC-BY-4.0"))
+    words = "## What failed\n\nA cyst."
+    made = export(source, tmp_path / "bundle", quiet, licence=Licence.of("CC-BY-4.0"), notes=words)
     assert all(parity.passed for parity in made.certificate.parities)
     assert made.manifest["licence"] == "CC-BY-4.0"
+    assert words in made.read("MODEL_CARD.md").decode()
     assert ("mixed_float16" in made.certificate.reference) == (end == "mixed")
 
 

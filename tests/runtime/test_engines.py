@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from brainseg_runtime.engines.choice import Choice, choose, open_engine
+from brainseg_runtime.engines.choice import Choice, choose, make_engine, open_engine
 from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
 from brainseg_runtime.engines.openvino import OpenvinoEngine
 from brainseg_runtime.engines.ort import OrtEngine
@@ -21,15 +21,24 @@ ENGINES = {
     "ort one thread": lambda: OrtEngine(toy_graph(SPEC), SPEC, "fp32", threads=1),
     "openvino": lambda: OpenvinoEngine(toy_graph(SPEC), SPEC, "fp32"),
     "openvino one thread": lambda: OpenvinoEngine(toy_graph(SPEC), SPEC, "fp32", threads=1),
+    "ort on a GPU": lambda: make_engine("ort", toy_graph(SPEC), SPEC, device="cuda:0"),
+    "trt": lambda: make_engine("trt", toy_graph(SPEC), SPEC, device="cuda:0"),
 }
+ON_GPUS = ("ort on a GPU", "trt")
 SESSIONS = {"ort": OrtEngine, "openvino": OpenvinoEngine}
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-1}
 
 
 @pytest.fixture(params=ENGINES, ids=str)
-def engine(request):
+def engine(request, monkeypatch, tmp_path):
     """An engine on the toy network."""
-    opened = ENGINES[request.param]()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where plans for a GPU are kept
+    try:
+        opened = ENGINES[request.param]()
+    except EngineUnavailable as error:
+        if request.param not in ON_GPUS or error.code not in ("E_ENGINE_DEVICE", "E_ENGINE_MISSING"):
+            raise
+        pytest.skip(str(error))
     yield opened
     opened.close()
 
@@ -97,9 +106,9 @@ def test_a_closed_session_computes_nothing(name):
 def test_an_engine_that_cannot_run_is_refused_and_not_replaced(tmp_path, monkeypatch):
     """Another device, an absent package and an unknown name are each an error with a remedy."""
     bundle = toy_bundle(tmp_path / "toy")
-    for name in ("ort", "openvino", "auto"):
+    for name, device in (("openvino", "cuda:0"), ("trt", "cpu"), ("ort", "abacus"), ("auto", "abacus")):
         with pytest.raises(EngineUnavailable, match="E_ENGINE_DEVICE"):
-            open_engine(bundle, name, device="cuda:0")
+            open_engine(bundle, name, device=device)
     with pytest.raises(UsageRefused, match="E_USAGE"):
         open_engine(bundle, "abacus")
     with pytest.raises(UsageRefused, match=r"E_USAGE.*bf16"):

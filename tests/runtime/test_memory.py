@@ -76,3 +76,57 @@ def test_less_memory_gives_the_same_mask_and_says_how():
 def test_the_machine_has_memory():
     """The default limit is a real one."""
     assert 100 * MEGABYTE < machine_memory() < 10**15
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.tuples(*[st.integers(8, 200)] * 3), st.integers(1, 9), st.integers(1, 4000))
+def test_a_gpus_free_memory_is_kept_to_or_refused(grid, batch, free):
+    """Fewer tiles at a time, or slabs; never more than nine tenths of what is free."""
+    spec = toy_spec(scheme="whole", halo=4, working_bytes=500)
+    allowed = 0.9 * free * MEGABYTE
+    try:
+        found = plan(grid, SCAN, spec, "trt", batch=batch, gpu=free * MEGABYTE)
+    except BudgetExceeded:
+        assert plan(grid, SCAN, spec, "trt", batch=1, gpu=10**12).gpu_bytes > allowed
+    else:
+        assert found.gpu_bytes <= allowed
+        assert found.batch in (batch, batch // 2, batch // 4, batch // 8)
+
+
+def test_on_a_gpu_tiles_are_batched_as_far_as_its_memory_goes():
+    """The scheme and the tile stay; the machine's own memory no longer holds the activations."""
+    spec = toy_spec(tile=(128,) * 3, working_bytes=1000)
+    grid = (200, 200, 200)
+    one = plan(grid, SCAN, spec, "trt", gpu=10**12)
+    ample = plan(grid, SCAN, spec, "trt", batch=4, gpu=10**12)
+    tight = plan(grid, SCAN, spec, "trt", batch=4, gpu=int(2.5 * one.gpu_bytes))
+    assert (ample.batch, tight.batch) == (4, 2)
+    assert ample.tiling == tight.tiling == plan(grid, SCAN, spec, "ort").tiling
+    assert one.bytes < plan(grid, SCAN, spec, "ort").bytes
+    assert one.record()["expected_gpu_memory_mb"] > 0
+    assert "expected_gpu_memory_mb" not in plan(grid, SCAN, spec, "ort").record()
+    with pytest.raises(BudgetExceeded, match=r"E_MEMORY.*GPU.*--batch"):
+        plan(grid, SCAN, spec, "trt", batch=4, gpu=one.gpu_bytes // 2)
+
+
+def test_a_gpu_that_falls_short_after_all_gets_fewer_tiles_and_the_record_says_so():
+    """The labels are the same; a tile alone that does not fit ends the scan with E_MEMORY."""
+    spec = toy_spec(tile=(8, 8, 8))
+
+    def at_most(count):
+        def mix(tiles):
+            if len(tiles) > count:
+                raise BudgetExceeded("E_MEMORY", f"{len(tiles)} tiles.", "Fewer.")
+            return free.infer(tiles)
+
+        return toy_engine(spec, mix)
+
+    free, volume = toy_engine(spec), toy_volume()
+    with Segmenter(spec, free, batch=4) as segmenter:
+        expected = segmenter.segment(volume)
+    with Segmenter(spec, at_most(2), batch=4, gpu_memory=10**12) as segmenter:
+        found = segmenter.segment(volume)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.record["plan"]["batch"] == 2
+    with Segmenter(spec, at_most(0), batch=4) as segmenter, pytest.raises(BudgetExceeded, match="1 tiles"):
+        segmenter.segment(volume)

@@ -20,7 +20,7 @@ from brainseg_runtime.segmenter import Segmenter
 from brainseg_trainer.config import to_toml
 from brainseg_trainer.crossvalidation import cross_validate
 from brainseg_trainer.dataset import find_training_scans
-from brainseg_trainer.evaluate import evaluate, mean_dice
+from brainseg_trainer.evaluate import Score, dice_where_present, evaluate, mean_dice
 from brainseg_trainer.fit import fit
 from brainseg_trainer.keras_engine import keras_engine
 from brainseg_trainer.learner import Learner
@@ -131,6 +131,13 @@ def test_scores_come_from_the_deployed_pipeline(finished, scans_folder):
     truth = source.truth(scan, volume.geometry)
     assert score.dice["WT"] == dice(answer.mask("WT"), truth > 0)
     assert mean_dice([score]) == score.dice
+
+
+def test_a_scan_without_a_region_has_no_say_in_what_is_chosen():
+    """One voxel would decide between 0 and 1 there; it counts where no scan has the region."""
+    present = Score("a", {"WT": 0.8, "ET": 1.0}, {"WT": (10.0, 9.0), "ET": (0.0, 0.0)})
+    absent = Score("b", {"WT": 0.0, "ET": 0.0}, {"WT": (0.0, 0.1), "ET": (0.0, 0.1)})
+    assert dice_where_present([present, absent]) == {"WT": 0.8, "ET": 0.5}
 
 
 def test_the_engine_says_what_it_runs_on(finished):

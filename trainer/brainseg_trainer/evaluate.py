@@ -14,7 +14,7 @@ from brainseg_runtime.spec import ModelSpec
 from brainseg_trainer.dataset import TrainingScans
 from brainseg_trainer.keras_engine import keras_engine
 
-__all__ = ["Score", "evaluate", "mean_dice", "metrics"]
+__all__ = ["Score", "dice_where_present", "evaluate", "mean_dice", "metrics"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,18 @@ def evaluate(
 def mean_dice(scores: Sequence[Score]) -> dict[str, float]:
     """Region -> mean Dice over scans."""
     return {region: float(np.mean([s.dice[region] for s in scores])) for region in scores[0].dice}
+
+
+def dice_where_present(scores: Sequence[Score]) -> dict[str, float]:
+    """Region -> mean Dice over the scans whose truth has it: what networks and thresholds are chosen by.
+
+    Where the truth has none, a single voxel decides between 0 and 1, and a few such scans are a lottery.
+    """
+    found = {}
+    for region in scores[0].dice:
+        there = [score.dice[region] for score in scores if score.volumes_ml[region][0] > 0]
+        found[region] = float(np.mean(there or [score.dice[region] for score in scores]))
+    return found
 
 
 def metrics(scores: Sequence[Score]) -> dict[str, Any]:

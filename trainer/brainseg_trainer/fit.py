@@ -18,7 +18,7 @@ from brainseg_runtime.spec import ModelSpec
 
 from brainseg_trainer.config import TrainConfig
 from brainseg_trainer.dataset import Batch, draw_batch, prepare_examples
-from brainseg_trainer.evaluate import Score, evaluate, mean_dice, metrics
+from brainseg_trainer.evaluate import Score, dice_where_present, evaluate, mean_dice, metrics
 from brainseg_trainer.example import Example
 from brainseg_trainer.figures import draw_curves
 from brainseg_trainer.learner import Learner, precision_of
@@ -58,7 +58,7 @@ class _State:
     rows: list[dict[str, float]] = field(default_factory=list)
     """Of ``history.csv``."""
     best: dict[str, Any] = field(default_factory=dict)
-    """Of the scores so far: ``step``, ``mean`` over the regions' mean Dice, ``metrics``."""
+    """Of the scores so far: ``step``, ``mean`` over regions of ``dice_where_present``, ``metrics``."""
     waited: int = 0
     """Scores since the best one."""
 
@@ -78,7 +78,7 @@ class _State:
         """Add scores to the last row; whether they are the best so far."""
         means = mean_dice(scores)
         self.rows[-1].update({f"dice_{region}": dice for region, dice in means.items()})
-        mean = float(np.mean(list(means.values())))
+        mean = float(np.mean(list(dice_where_present(scores).values())))
         is_best = not self.best or mean > self.best["mean"]
         self.waited = 0 if is_best else self.waited + 1
         if is_best:

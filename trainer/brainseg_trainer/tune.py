@@ -15,7 +15,7 @@ from brainseg_runtime.volume import Volume
 from numpy.typing import NDArray
 
 from brainseg_trainer.dataset import TrainingScans
-from brainseg_trainer.evaluate import evaluate, mean_dice
+from brainseg_trainer.evaluate import dice_where_present, evaluate
 from brainseg_trainer.keras_engine import keras_engine
 from brainseg_trainer.scoring.calibration import Histogram, best_threshold, brier, calibration_error, count
 
@@ -33,9 +33,9 @@ class Tuning:
     thresholds: Mapping[str, float]
     """The best of each region alone."""
     before: Mapping[str, float]
-    """Mean Dice with the thresholds as they were."""
+    """Mean Dice, where a scan has the region, with the thresholds as they were."""
     after: Mapping[str, float]
-    """Mean Dice with the best of each region alone."""
+    """The same with the best of each region alone."""
     brier: Mapping[str, float]
     """Over the voxels of the brain."""
     calibration_error: Mapping[str, float]
@@ -87,7 +87,7 @@ def tune(
     )
 
     def scored(with_spec: ModelSpec, stage: str) -> dict[str, float]:
-        return mean_dice(
+        return dice_where_present(
             evaluate(network, with_spec, source, source.scans, lambda done, total: report(stage, done, total))
         )
 

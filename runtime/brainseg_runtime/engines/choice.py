@@ -8,32 +8,67 @@ from typing import Literal, get_args
 from brainseg_runtime.bundle import Bundle, Precision
 from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable, UsageRefused
+from brainseg_runtime.gpu import Gpu, find
+from brainseg_runtime.plans import flavour as flavours
 from brainseg_runtime.spec import ModelSpec
 
-__all__ = ["ENGINES", "Choice", "EngineName", "Kind", "choose", "installed", "make_engine", "open_engine"]
+__all__ = [
+    "ENGINES",
+    "Choice",
+    "EngineName",
+    "Kind",
+    "choose",
+    "default_device",
+    "installed",
+    "make_engine",
+    "open_engine",
+]
 
-EngineName = Literal["auto", "openvino", "ort"]
+EngineName = Literal["auto", "openvino", "ort", "trt"]
 
 
 @dataclass(frozen=True)
 class Kind:
     """What stands behind an engine's name."""
 
-    module: str
-    """The package that it stands on."""
-    install: str
-    """What a user types to get it."""
-    devices: tuple[str, ...]
+    modules: tuple[tuple[str, ...], ...]
+    """Packages that it can stand on: one set of them is enough."""
+    install: Mapping[str, str]
+    """Kind of device that it runs on -> what a user types to have it there."""
     precisions: tuple[Precision, ...]
+
+    def runs_on(self, device: str) -> bool:
+        """Whether a device, such as ``"cuda:0"``, is of a kind that it has."""
+        return device.partition(":")[0] in self.install
+
+    def line(self, device: str) -> str:
+        """What a user types to have it on a device, or on the first it has."""
+        return self.install.get(device.partition(":")[0]) or next(iter(self.install.values()))
 
 
 ENGINES: Mapping[EngineName, Kind] = {
-    "openvino": Kind(
-        "openvino", 'pip install "brainseg-runtime[openvino]"', ("cpu",), ("fp32", "fp16", "bf16")
+    "trt": Kind(
+        (
+            ("tensorrt_rtx", "cuda.bindings"),
+            ("tensorrt", "cuda.bindings"),
+            ("tensorrt_lean_libs", "tensorrt_lean_bindings", "cuda.bindings"),
+        ),
+        {"cuda": 'pip install "brainseg-runtime[rtx]"'},
+        ("fp32", "fp16"),
     ),
-    "ort": Kind("onnxruntime", 'pip install "brainseg-runtime[cpu]"', ("cpu",), ("fp32", "fp16")),
+    "openvino": Kind(
+        (("openvino",),), {"cpu": 'pip install "brainseg-runtime[openvino]"'}, ("fp32", "fp16", "bf16")
+    ),
+    "ort": Kind(
+        (("onnxruntime",),),
+        {
+            "cpu": 'pip install "brainseg-runtime[cpu]"',
+            "cuda": 'pip uninstall -y onnxruntime && pip install "brainseg-runtime[gpu]"',
+        },
+        ("fp32", "fp16"),
+    ),
 }
-"""Every engine, in the order in which ``auto`` prefers them: measured, the fastest first."""
+"""Every engine, in the order in which ``auto`` prefers them on a device: on CPUs measured, fastest first."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +97,21 @@ def choose(
         )
     if engine != "auto":
         return Choice(engine, "as asked for")
-    fitting = [n for n, kind in ENGINES.items() if device in kind.devices and precision in kind.precisions]
+    fitting = [n for n, kind in ENGINES.items() if kind.runs_on(device) and precision in kind.precisions]
     if not fitting:
         raise EngineUnavailable(
             "E_ENGINE_DEVICE",
             f"no engine runs on device {device!r} in {precision}.",
             "Use --device cpu, or another --precision.",
         )
-    against = {name: _objection(bundle, name, precision) for name in fitting}
+    gpu = None if device == "cpu" else find(device)
+    against = {name: _objection(bundle, name, precision, gpu) for name in fitting}
     able = [name for name, objection in against.items() if not objection]
     if able:
         passed_over = [f"{name} {against[name]}" for name in fitting[: fitting.index(able[0])]]
         return Choice(able[0], "; ".join(passed_over) or "the fastest on this device")
     if not any(map(installed, fitting)):
-        raise _missing(fitting[0])
+        require_installed(fitting[0], device)
     raise BundleInvalid(
         "E_UNCERTIFIED",
         f"{bundle.folder} in {precision}: {'; '.join(f'{n} {why}' for n, why in against.items())}.",
@@ -104,7 +140,8 @@ def open_engine(
     name = choose(bundle, engine, precision, device).engine
     opened = make_engine(name, bundle.graph(precision), bundle.spec, precision, device, threads)
     parity = bundle.certificate.find(bundle.graph_sha256(precision), opened.identity)
-    if parity is None or not parity.passed:
+    gpu = device != "cpu" and covered(bundle, name, precision, device)
+    if not (gpu if parity is None else parity.passed):
         opened.close()
         found = "does not cover" if parity is None else "shows failed parity for"
         raise BundleInvalid(
@@ -133,8 +170,13 @@ def make_engine(
         UsageRefused: ``E_USAGE`` for a precision that the engine does not have.
         BundleInvalid: for a graph that does not load, or is not the spec's.
     """
-    if not installed(name):
-        raise _missing(name)
+    require_installed(name, device)
+    if not ENGINES[name].runs_on(device):
+        raise EngineUnavailable(
+            "E_ENGINE_DEVICE",
+            f"engine {name} does not run on device {device!r}.",
+            f"Use --device {' or '.join(_DEVICES[kind] for kind in ENGINES[name].install)}.",
+        )
     if precision not in ENGINES[name].precisions:
         raise UsageRefused(
             "E_USAGE",
@@ -146,33 +188,85 @@ def make_engine(
         from brainseg_runtime.engines.openvino import OpenvinoEngine
 
         return OpenvinoEngine(graph, spec, precision, device, threads)
+    if name == "trt":
+        # The driver is asked before anything of TensorRT is touched.
+        gpu = find(device)
+        flavours.choose(gpu)
+        from brainseg_runtime.engines.trt import TrtEngine
+
+        return TrtEngine(graph, spec, precision, gpu)
     from brainseg_runtime.engines.ort import OrtEngine
 
     return OrtEngine(graph, spec, precision, device, threads)
 
 
 def installed(name: EngineName) -> bool:
-    """Whether the package that an engine stands on is there."""
+    """Whether packages that an engine can stand on are there."""
+    return any(all(map(there, modules)) for modules in ENGINES[name].modules)
+
+
+def default_device(name: EngineName) -> str:
+    """Where an engine computes if nobody says it: on the CPU, if it can."""
+    return "cpu" if name == "auto" or ENGINES[name].runs_on("cpu") else "cuda:0"
+
+
+def there(module: str) -> bool:
+    """Whether a package can be imported, or a part of one."""
     try:
-        return find_spec(ENGINES[name].module) is not None
-    except ValueError:  # what find_spec says of a module that was emptied in sys.modules
+        return find_spec(module) is not None
+    # What find_spec says of a package's part without the package, and of a module emptied in sys.modules.
+    except (ModuleNotFoundError, ValueError):
         return False
 
 
-def _objection(bundle: Bundle, name: EngineName, precision: Precision) -> str:
+_DEVICES = {"cpu": "cpu", "cuda": "cuda:0"}
+
+
+def _objection(bundle: Bundle, name: EngineName, precision: Precision, gpu: Gpu | None) -> str:
     """Why ``auto`` passes an engine over; empty where it does not."""
     if not installed(name):
         return "is not installed"
+    if gpu is not None:
+        if name == "trt" and not any(map(flavours.installed, flavours.fitting(gpu.capability))):
+            return f"has no TensorRT installed that runs on {gpu.name}"
+        return (
+            ""
+            if covered(bundle, name, precision, gpu.device)
+            else "is not covered by the bundle's certificate"
+        )
+    if covered(bundle, name, precision, "cpu"):
+        return ""
     measured = bundle.certificate.of(bundle.graph_sha256(precision), name, precision)
-    if not measured:
-        return "is not covered by the bundle's certificate"
-    return "" if any(parity.passed for parity in measured) else "failed parity in the bundle's certificate"
-
-
-def _missing(name: EngineName) -> EngineUnavailable:
-    kind = ENGINES[name]
-    return EngineUnavailable(
-        "E_ENGINE_MISSING",
-        f"engine {name} needs {kind.module}, which is not installed.",
-        f"Install it: {kind.install}",
+    return (
+        "failed parity in the bundle's certificate"
+        if measured
+        else "is not covered by the bundle's certificate"
     )
+
+
+def covered(bundle: Bundle, name: EngineName, precision: Precision, device: str) -> bool:
+    """Whether a bundle's certificate lets an engine run on a kind of device.
+
+    On a CPU it must have been measured, and passed. GPUs, drivers and plans are as many as machines, so no
+    certificate can list them: there it must show that this very graph is right, on any engine, and that this
+    GPU computes it, the known answer shows at every load.
+    """
+    digest = bundle.graph_sha256(precision)
+    return any(
+        parity.passed
+        for parity in bundle.certificate.parities
+        if (parity.graph_sha256, parity.identity.precision) == (digest, precision)
+        and (device != "cpu" or parity.identity.engine == name)
+    )
+
+
+def require_installed(name: EngineName, device: str) -> None:
+    """Refuse an engine whose packages are not there, ``E_ENGINE_MISSING`` with the line that installs it."""
+    kind = ENGINES[name]
+    if not installed(name):
+        needs = " or ".join(" with ".join(modules) for modules in kind.modules)
+        raise EngineUnavailable(
+            "E_ENGINE_MISSING",
+            f"engine {name} needs {needs}, which is not installed.",
+            f"Install it: {kind.line(device)}",
+        )

@@ -46,8 +46,9 @@ def count(probabilities: NDArray[np.uint8], truth: NDArray[np.bool_]) -> Histogr
 
 
 def best_threshold(histograms: Sequence[Histogram]) -> float:
-    """The candidate with the highest mean Dice over scans; of equals the one nearest to 0.5."""
-    means = {t: float(np.mean([scan.dice(t) for scan in histograms])) for t in CANDIDATES}
+    """The candidate with the highest mean Dice over scans that have the region; of equals, nearest 0.5."""
+    there = [scan for scan in histograms if scan.inside.any()] or histograms
+    means = {t: float(np.mean([scan.dice(t) for scan in there])) for t in CANDIDATES}
     return max(means, key=lambda t: (round(means[t], 6), -abs(t - 0.5)))
 
 

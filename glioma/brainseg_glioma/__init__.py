@@ -1,0 +1,1 @@
+"""The default model of brainseg, as data: the bundle lies in ``bundle/`` beside this file."""

@@ -1,0 +1,235 @@
+"""TensorRT: a plan that was built for this GPU, two tiles in flight at a time."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainseg_runtime.engines.base import EngineIdentity, finite
+from brainseg_runtime.engines.cuda import DeviceBuffer, PinnedArray, Stream, free_bytes, use
+from brainseg_runtime.errors import BrainsegError, BudgetExceeded, BundleInvalid, EngineUnavailable
+from brainseg_runtime.gpu import Gpu
+from brainseg_runtime.plans.api import ICudaEngine, Runtime, TensorRT
+from brainseg_runtime.plans.hearing import logger
+from brainseg_runtime.plans.local import LocalPlan, plan_for
+from brainseg_runtime.plans.request import Profile, largest_batch
+from brainseg_runtime.spec import ModelSpec
+
+__all__ = ["LANES", "TrtEngine", "parts"]
+
+Array = NDArray[np.float32]
+
+LANES = 2
+"""Parts of a batch that are in flight: while one computes, the other is copied."""
+
+
+class TrtEngine:
+    """Runs the plan of a graph on a GPU.
+
+    Whoever makes one has asked the driver for the GPU before: TensorRT's runtime ends the process where
+    there is none.
+    """
+
+    def __init__(self, graph: bytes, spec: ModelSpec, precision: str, gpu: Gpu) -> None:
+        """Load the plan of a graph, N C i j k -> N R i j k; build it where the cache has none.
+
+        Raises:
+            EngineUnavailable: ``E_ENGINE_MISSING``, ``E_PLAN``, ``E_PLAN_CACHE``, ``E_ENGINE_FAILED``.
+            BundleInvalid: ``E_BUNDLE_DAMAGED`` for a graph that TensorRT cannot take, ``E_SPEC`` for one
+                whose tensors are not named as in the spec.
+            OutputUnwritable: ``E_OUTPUT`` where the plan cannot be kept.
+        """
+        local = plan_for(graph, spec, precision, gpu)
+        use(gpu.index)
+        self._gpu, self._spec = gpu, spec
+        self._identity = EngineIdentity(
+            "trt", local.flavour.title, gpu.device, precision, local.trt.__version__
+        )
+        self._profiles = local.request.profiles
+        self._runtime = local.trt.Runtime(logger(local.trt))
+        self._engine: ICudaEngine | None = _loaded(local, self._runtime)
+        _require_tensors(local.trt, self._engine, spec)
+        self._lanes: list[_Lane] = []
+        try:
+            for _ in range(LANES):
+                self._lanes.append(_Lane(local.trt, self._engine, spec, self._profiles))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """Which TensorRT, on which GPU."""
+        return self._identity
+
+    def infer(self, tiles: Array) -> Array:
+        """Logits of a batch of tiles, (N, i, j, k, C) -> (N, i, j, k, R).
+
+        Raises:
+            BudgetExceeded: ``E_MEMORY`` before anything runs that would not fit on the GPU.
+            EngineUnavailable: ``E_ENGINE_FAILED``.
+        """
+        if self._engine is None:
+            raise EngineUnavailable("E_ENGINE_FAILED", "the engine is closed.", "Load the model again.")
+        use(self._gpu.index)
+        channels_first = np.moveaxis(tiles, -1, 1)
+        most = largest_batch(self._profiles, channels_first.shape)
+        if not most:
+            bounds = "; ".join(f"{p.smallest} to {p.largest}" for p in self._profiles)
+            raise _failed(f"tiles {channels_first.shape} are beyond the plan's shapes, {bounds}")
+        logits = np.empty((len(tiles), self._spec.output_channels, *tiles.shape[1:4]), dtype=np.float32)
+        try:
+            for n, part in enumerate(parts(len(tiles), most)):
+                lane = self._lanes[n % LANES]
+                lane.finish()
+                lane.start(channels_first[part], logits[part])
+            for lane in self._lanes:
+                lane.finish()
+        except BaseException:
+            for lane in self._lanes:
+                lane.abandon()
+            raise
+        return finite(np.moveaxis(logits, 1, -1), self._identity)
+
+    def close(self) -> None:
+        """Give back the GPU's memory; contexts go before the engine that they are of."""
+        if self._engine is not None:
+            use(self._gpu.index)
+            for lane in self._lanes:
+                lane.close()
+            self._lanes.clear()
+            self._engine = None
+
+
+def parts(count: int, most: int) -> Iterator[slice]:
+    """How a batch is handed to the lanes: in halves where there are two tiles, ``most`` at a time."""
+    size = min(most, -(-count // LANES))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+class _Lane:
+    """One execution context with a stream and buffers of its own; contexts must not be shared."""
+
+    def __init__(
+        self, trt: TensorRT, engine: ICudaEngine, spec: ModelSpec, profiles: tuple[Profile, ...]
+    ) -> None:
+        self._trt, self._spec, self._profiles = trt, spec, profiles
+        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise _failed("no execution context is made")
+        self._context = context
+        self._stream = Stream()
+        self._inputs, self._outputs = PinnedArray(), PinnedArray()
+        self._device_inputs, self._device_outputs, self._scratch = (DeviceBuffer() for _ in range(3))
+        self._shape: tuple[int, ...] = ()
+        self._profile = -1
+        self._pending: tuple[Array, Array] | None = None
+
+    def start(self, tiles: Array, logits: Array) -> None:
+        """Upload tiles (N, C, i, j, k), run, download; ``logits`` is filled by ``finish``."""
+        with logger(self._trt).heard() as heard:
+            shape = tiles.shape
+            out = (shape[0], self._spec.output_channels, *shape[2:])
+            pinned_in, pinned_out = self._inputs.shaped(shape), self._outputs.shaped(out)
+            if shape != self._shape:
+                self._arrange(shape, out)
+            pinned_in[...] = tiles
+            self._stream.upload(self._device_inputs, self._inputs)
+            if not self._context.execute_async_v3(self._stream.handle):
+                raise _failed(f"tiles {shape} do not run", heard.errors)
+            self._stream.download(self._outputs, self._device_outputs)
+            self._pending = pinned_out, logits
+
+    def finish(self) -> None:
+        """Wait for what was started, if anything was."""
+        if self._pending is not None:
+            (pinned, logits), self._pending = self._pending, None
+            self._stream.wait()
+            logits[...] = pinned
+
+    def abandon(self) -> None:
+        """Wait for what runs and forget it: something else went wrong, and memory is still written to."""
+        self._pending = None
+        self._shape = ()
+        with suppress(BrainsegError):
+            self._stream.wait()
+
+    def close(self) -> None:
+        """Give back memory and stream."""
+        self.abandon()
+        del self._context
+        for held in (self._inputs, self._outputs, self._device_inputs, self._device_outputs, self._scratch):
+            held.close()
+        self._stream.close()
+
+    def _arrange(self, shape: tuple[int, ...], out: tuple[int, ...]) -> None:
+        """Make the context ready for tiles of a shape, and see that they fit before anything runs."""
+        self._shape = ()
+        context, stream = self._context, self._stream.handle
+        profile = next(n for n, bounds in enumerate(self._profiles) if bounds.holds(shape))
+        if profile != self._profile and not context.set_optimization_profile_async(profile, stream):
+            raise _failed(f"profile {profile} is not taken")
+        self._profile = profile
+        self._stream.wait()
+        names = self._spec.input_name, self._spec.output_name
+        if not context.set_input_shape(names[0], shape) or context.infer_shapes():
+            raise _failed(f"the shape {shape} is not taken")
+        if tuple(context.get_tensor_shape(names[1])) != out:
+            raise _failed(f"{tuple(context.get_tensor_shape(names[1]))} comes out, where {out} should")
+        scratch = max(256, context.update_device_memory_size_for_shapes())
+        sizes = (4 * prod(shape), 4 * prod(out), scratch)
+        buffers = (self._device_inputs, self._device_outputs, self._scratch)
+        # What has to grow is given back first, so a buffer counts only while it is kept.
+        growing = sum(size for buffer, size in zip(buffers, sizes, strict=True) if size > buffer.bytes)
+        for buffer, size in zip(buffers, sizes, strict=True):
+            if size > buffer.bytes:
+                buffer.close()
+        if growing > (free := free_bytes()):
+            raise BudgetExceeded(
+                "E_MEMORY",
+                f"tiles {shape} take {growing // 1_000_000} MB more on the GPU, where {free // 1_000_000} MB "
+                "are free.",
+                "Give a smaller --batch or --tile, or close what else runs on the GPU.",
+            )
+        for buffer, size in zip(buffers, sizes, strict=True):
+            buffer.reserve(size)
+        context.set_device_memory(self._scratch.pointer, self._scratch.bytes)
+        taken = zip(names, (self._device_inputs, self._device_outputs), strict=True)
+        if not all(context.set_tensor_address(name, buffer.pointer) for name, buffer in taken):
+            raise _failed("an address is not taken")
+        self._shape = shape
+
+
+def _loaded(local: LocalPlan, runtime: Runtime) -> ICudaEngine:
+    with logger(local.trt).heard() as heard:
+        engine = runtime.deserialize_cuda_engine(local.plan)
+    if engine is None:
+        raise EngineUnavailable(
+            "E_ENGINE_FAILED",
+            f"{local.flavour.title} does not load the plan that was built here: {' | '.join(heard.errors)}.",
+            "Remove it (brainseg plans prune --all) and try again; else use another engine.",
+        )
+    return engine
+
+
+def _require_tensors(trt: TensorRT, engine: ICudaEngine, spec: ModelSpec) -> None:
+    names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
+    found = {name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name)) for name in names}
+    wanted = {
+        spec.input_name: (trt.TensorIOMode.INPUT, trt.DataType.FLOAT),
+        spec.output_name: (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT),
+    }
+    if found != wanted:
+        raise BundleInvalid(
+            "E_SPEC", f"the plan's tensors are {found}, not {wanted}.", "Export the model again."
+        )
+
+
+def _failed(what: str, errors: list[str] | None = None) -> EngineUnavailable:
+    said = f" It says: {' | '.join(errors)[:1000]}" if errors else ""
+    return EngineUnavailable(
+        "E_ENGINE_FAILED", f"TensorRT: {what}.{said}", "Use another engine, and report it."
+    )

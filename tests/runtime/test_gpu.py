@@ -1,0 +1,160 @@
+"""A GPU that is not there is an error with a remedy, never a crash and never another device."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from brainseg_runtime.engines.choice import choose, covered, default_device, make_engine, open_engine
+from brainseg_runtime.engines.ort import Buffers, OrtEngine
+from brainseg_runtime.errors import BudgetExceeded, EngineUnavailable, UsageRefused
+from brainseg_runtime.gpu import NoDriver, find, gpus
+from toys import toy_bundle, toy_engine, toy_graph, toy_spec, toy_volume, write_scan
+
+SPEC = toy_spec()
+
+
+@pytest.fixture
+def no_driver():
+    """Only where there is none."""
+    try:
+        gpus()
+    except NoDriver:
+        return
+    pytest.skip("this machine has a GPU")
+
+
+def brainseg(*arguments):
+    """Run a command in a process of its own: a crash of TensorRT would end it with a signal."""
+    code = "import sys; from brainseg_runtime.cli import main; sys.argv[0] = 'brainseg'; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--engine", "trt"], ["--engine", "ort", "--device", "cuda:0"], ["--device", "cuda:0"]],
+    ids=str,
+)
+def test_without_a_driver_a_gpu_is_refused_with_what_installs_it(no_driver, tmp_path, options):
+    """Exit status 5 and a line to type; no crash, and nothing written."""
+    bundle = toy_bundle(tmp_path / "toy").folder
+    write_scan(tmp_path / "scans" / "p1", toy_volume())
+    status, out, err = brainseg("infer", tmp_path / "scans", "-m", bundle, "-o", tmp_path / "out", *options)
+    assert (status, out) == (5, "")
+    assert err.startswith(("E_ENGINE_DEVICE: device cuda:0 is not here", "E_ENGINE_MISSING"))
+    assert "Install the NVIDIA driver" in err or "pip install" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_tensorrt_its_engine_is_refused_with_what_installs_it(tmp_path, monkeypatch):
+    """Before the driver is even asked."""
+    for name in ("tensorrt_rtx", "tensorrt", "tensorrt_lean_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EngineUnavailable, match=r"E_ENGINE_MISSING.*brainseg-runtime\[rtx\]") as told:
+        make_engine("trt", toy_graph(SPEC), SPEC, device="cuda:0")
+    assert told.value.exit_status == 5
+
+
+def test_without_a_driver_no_plan_is_built(no_driver, tmp_path):
+    """One line says why, and the status is 5."""
+    status, out, err = brainseg("plans", "build", toy_bundle(tmp_path / "toy").folder)
+    assert (status, out, err.count("\n")) == (5, "", 1)
+
+
+def test_the_doctor_says_that_there_is_no_gpu(no_driver):
+    """An engine that is installed for nothing is not one that runs."""
+    status, out, _ = brainseg("doctor")
+    assert status == 0
+    (line,) = (line for line in out.splitlines() if "cuda:0" in line)
+    assert line.startswith("absent")
+    assert "no NVIDIA driver" in line
+    assert next(line for line in out.splitlines() if "engine trt" in line).startswith("absent")
+
+
+@pytest.mark.parametrize("word", ["gpu", "cuda:x", "cuda0", "cuda:-1", ""])
+def test_a_word_that_names_no_gpu_is_a_usage_error(word):
+    """Whatever is installed."""
+    with pytest.raises(UsageRefused, match=r"E_USAGE.*cuda:0"):
+        find(word)
+
+
+def test_a_gpu_that_does_not_exist_is_refused():
+    """With or without a driver."""
+    with pytest.raises(EngineUnavailable, match="E_ENGINE_DEVICE"):
+        find("cuda:99")
+
+
+def test_a_named_device_is_a_demand(no_driver, tmp_path):
+    """Neither a named engine nor auto goes to the CPU when a GPU was asked for."""
+    bundle = toy_bundle(tmp_path / "toy")
+    with pytest.raises(EngineUnavailable, match="E_ENGINE_DEVICE"):
+        choose(bundle, device="cuda:0")
+    with pytest.raises(EngineUnavailable, match="E_ENGINE_DEVICE"):
+        open_engine(bundle, "ort", device="cuda:0")
+    assert (default_device("trt"), default_device("ort"), default_device("auto")) == ("cuda:0", "cpu", "cpu")
+
+
+def test_on_a_gpu_a_certified_graph_may_run_on_the_strength_of_its_self_test(tmp_path):
+    """The certificate must show that the graph is right; on a CPU it must name the engine as well."""
+    bundle = toy_bundle(tmp_path / "toy")
+    assert covered(bundle, "trt", "fp32", "cuda:0")
+    assert covered(bundle, "ort", "fp32", "cuda:0")
+    assert not covered(bundle, "trt", "fp16", "cuda:0")
+    assert not covered(bundle, "trt", "fp32", "cpu")
+
+
+def test_onnx_runtime_without_cuda_is_refused_with_what_installs_it():
+    """It would compute on the CPU and say nothing."""
+    import onnxruntime
+    from brainseg_runtime.engines.ort import _require_cuda
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(EngineUnavailable, match=r"E_ENGINE_MISSING.*brainseg-runtime\[gpu\]"):
+        _require_cuda()
+
+
+def test_kept_buffers_give_what_a_plain_run_gives():
+    """The way through bound memory, here that of the CPU: sizes may change, and no answer is overwritten."""
+    engine = OrtEngine(toy_graph(SPEC), SPEC, "fp32")
+    buffers = Buffers(engine._session, SPEC, "cpu", 0)
+    rng = np.random.default_rng(0)
+    answers = []
+    for shape in ((8, 8, 8), (8, 8, 8), (16, 4, 8), (8, 8, 8)):
+        tiles = rng.normal(size=(2, *shape, 4)).astype(np.float32)
+        logits = buffers.run(np.ascontiguousarray(np.moveaxis(tiles, -1, 1)))
+        answers.append((logits, toy_engine(SPEC).infer(tiles)))
+    for logits, expected in answers:
+        np.testing.assert_allclose(np.moveaxis(logits, 1, -1), expected, atol=1e-5)
+
+
+def test_every_return_code_of_cuda_is_read(no_driver):
+    """A real call that fails, and the code for memory that lacks."""
+    pytest.importorskip("cuda.bindings.runtime", reason="brainseg-runtime[rtx] is not installed")
+    from brainseg_runtime.engines.cuda import DeviceBuffer, checked, free_bytes
+    from cuda.bindings import runtime
+
+    for call in (free_bytes, lambda: DeviceBuffer().reserve(1)):
+        with pytest.raises(EngineUnavailable, match=r"E_ENGINE_FAILED.*cudaErrorInsufficientDriver"):
+            call()
+    with pytest.raises(BudgetExceeded, match="E_MEMORY") as told:
+        checked((runtime.cudaError_t.cudaErrorMemoryAllocation, None))
+    assert told.value.exit_status == 8
+    assert checked((runtime.cudaError_t.cudaSuccess, 7)) == 7
+    assert checked((runtime.cudaError_t.cudaSuccess,)) == ()
+
+
+def test_a_batch_goes_to_the_gpu_in_parts_that_cover_it_in_order():
+    """Two in flight where there are two tiles, and never more at once than the plan takes."""
+    pytest.importorskip("cuda.bindings.runtime", reason="brainseg-runtime[rtx] is not installed")
+    from brainseg_runtime.engines.trt import parts
+
+    for count in range(1, 12):
+        for most in range(1, 5):
+            cut = list(parts(count, most))
+            assert [n for part in cut for n in range(count)[part]] == list(range(count))
+            assert max(part.stop - part.start for part in cut) <= most
+            assert len(cut) > 1 or count == 1
