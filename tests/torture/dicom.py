@@ -106,8 +106,11 @@ def trial(reader: str, *counts: str) -> Callable[[int], str]:
 
 def mutants(setup: Setup) -> Iterator[Row]:
     """Refused by a code, or read; what is read differently is counted, since DICOM has no checksum."""
-    counts = [setup.count(FULL[source], 4) for source in SOURCES]
-    for reader in ("brainseg", "simpleitk"):
+    for reader, part in (("brainseg", 1), ("simpleitk", 20)):
+        # SimpleITK hangs on many deflated files, each is waited for: it takes a twentieth, the suite none.
+        if part > 1 and setup.share < 0.02:
+            return
+        counts = [setup.count(FULL[source] // part, 4) for source in SOURCES]
         found = survey("torture.dicom:trial", 0, sum(counts), reader, *counts)
         for source, count in zip(SOURCES, counts, strict=True):
             held = not found[f"{source} unexpected"] if reader == "brainseg" else None
