@@ -16,7 +16,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes default-model score ptx lock clean
+.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes default-model score ptx torture sbom lock clean
 
 help:  ## list the verbs (this page)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -108,10 +108,21 @@ score: setup  ## DATA=<folder of real data> RUN=<name>: Dice of a bundle on real
 ptx: setup  ## compile the GPU kernels anew, with NVIDIA's compiler from PyPI; needs no GPU
 	$(BIN)/python tests/runtime/kernels/nvrtc.py
 
+torture: setup bundles/demo  ## hostile input, killed runs, mixed-up files, long runs: all trials in full, as a page
+	PYTHONPATH=tests $(BIN)/python -m torture bundles/demo demo/unseen --data $${BRAINSEG_DATA:-../shared/data} \
+		--write docs/reliability.md
+
+sbom: setup  ## sbom.json: all that an installed runtime holds, as CycloneDX
+	$(UV) venv --quiet --clear --python $(PYTHON) .sbom
+	$(UV) pip install --quiet --python .sbom --constraint requirements.lock "./runtime[cpu,openvino,dicom,report,trust]"
+	$(UV) tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --output-format JSON \
+		--output-reproducible --output-file sbom.json .sbom/bin/python
+	rm -rf .sbom
+
 lock: | $(filter .tools/%,$(UV))  ## resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--group dev runtime/pyproject.toml trainer/pyproject.toml export/pyproject.toml \
 		--extra cpu --extra openvino --extra dicom --extra report --extra rtx --extra trust --extra jax --extra tensorboard --no-emit-package brainseg-runtime -o requirements.lock
 
 clean:  ## remove what was made: environments, demo, runs, bundles, caches
-	rm -rf .venv .tools demo runs bundles out data .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf .venv .tools .sbom sbom.json demo runs bundles out data .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from brainseg_runtime.attachments import attachments_of
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
+from brainseg_runtime.fingerprint import MIXED_UP
 from brainseg_runtime.heads import whole_head
 from brainseg_runtime.outputs import (
     DICOM_KINDS,
@@ -199,6 +201,8 @@ def _finish(
         record["warnings"] = [*record.get("warnings", []), "no tumour found"]
     if segmenter.spec.anatomy == "brain":
         record["warnings"] = [*record.get("warnings", []), *whole_head(volume)]
+    mixed_up = [flag["words"] for flag in record.get("flags", ()) if flag["code"] in MIXED_UP]
+    record["warnings"] = [*record.get("warnings", []), *mixed_up]
     segmentation = replace(segmentation, record=record)
     drawn = [kind for kind in kinds if kind not in DICOM_KINDS]
     attachments = attachments_of(drawn, volume, segmentation, segmenter.spec)
@@ -243,6 +247,9 @@ def _no_memory(scan: Readable) -> BudgetExceeded:
 
 
 def _unexpected(scan: Readable, error: Exception) -> BrainsegError:
+    # Its words may hold what stands in a file, and so a patient's name; where it arose is what helps.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}, line {frame.lineno}"
     return BrainsegError(
-        "E_UNEXPECTED", f"scan {scan.id}: {type(error).__name__}: {error}.", "Please report it."
+        "E_UNEXPECTED", f"scan {scan.id}: {type(error).__name__} in {where}.", "Please report it."
     )

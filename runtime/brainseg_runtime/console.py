@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -32,6 +33,11 @@ def end_with(command: Callable[[], object]) -> NoReturn:
     except MemoryError:
         typer.echo("E_MEMORY: the run does not fit in memory.", err=True)
         sys.exit(8)
+    except Exception as error:  # noqa: BLE001
+        # Where it arose, without its words: they may hold what stands in a file, and so a patient's name.
+        typer.echo("".join(traceback.format_tb(error.__traceback__)), err=True, nl=False)
+        typer.echo(f"E_UNEXPECTED: {type(error).__name__}. Please report it.", err=True)
+        sys.exit(1)
     sys.exit(0)
 
 

@@ -18,6 +18,9 @@ FLAGS: Mapping[str, str] = {
     "Q_EDGE": "the mask reaches the edge of the brain's box or of the image, and may go on outside",
     "Q_UNSURE": "a region's volume depends much on where the threshold lies",
     "Q_IMPLAUSIBLE": "a region is larger than tumours are",
+    "Q_EXCHANGED": "two modalities look as if each bore the other's name",
+    "Q_OTHER_HEAD": "the files of two modalities do not fill the same brain",
+    "Q_MIRRORED": "the file of a modality looks mirrored against another",
     "Q_ABSENT": "a modality was not given; the model was trained to do without it, less well",
 }
 """Every flag that a result can carry, and what it means. Codes are never reused."""

@@ -20,6 +20,7 @@ from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
 from brainseg_runtime.engines.timed import TimedEngine
 from brainseg_runtime.ensemble import identity_of, joint_spec
 from brainseg_runtime.errors import BudgetExceeded, BundleInvalid, UsageRefused
+from brainseg_runtime.fingerprint import fingerprint
 from brainseg_runtime.gpu import find, free_memory
 from brainseg_runtime.labels import drop_specks
 from brainseg_runtime.memory import Plan, halves, plan
@@ -171,6 +172,8 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         )
         ranges = survey.ranges(volume.geometry.voxel_volume)
         flags = quality_flags(segmentation, ranges, placement, self.spec, volume.absent)
+        if self.spec.anatomy == "brain":
+            flags += fingerprint(volume, [modality.name for modality in self.spec.modalities])
         told = {
             "volume_ranges_ml": {k: vars(v) for k, v in ranges.items()},
             "flags": [vars(f) for f in flags],

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from torture import bundles, dicom, faults, nifti, steady
+from torture import bundles, dicom, faults, mixups, nifti, steady
 from torture.rows import Trial
 
 __all__ = ["TRIALS"]
@@ -11,10 +11,13 @@ TRIALS: Mapping[str, tuple[str, Trial]] = {
     "nifti-made": ("Bad bytes", nifti.handmade),
     "dicom-made": ("Bad bytes", dicom.handmade),
     "nifti": ("Bad bytes", nifti.mutants),
+    "listed": ("Bad bytes", nifti.listed),
     "dicom": ("Bad bytes", dicom.mutants),
     "flips": ("Models", bundles.flips),
     "graphs": ("Models", bundles.graphs),
     "keras": ("Models", bundles.keras_files),
+    "mixups": ("Mixed-up input", mixups.mixups),
+    "mixups-real": ("Mixed-up input", mixups.real),
     "kills": ("Faults", faults.killed_anywhere),
     "writes": ("Faults", faults.killed_at_every_write),
     "crowds": ("Faults", faults.crowded),

@@ -4,6 +4,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -38,25 +39,29 @@ def main(
 ) -> None:
     """Put brainseg through all trials; the status is 1 where a goal is missed."""
     rows: list[Row] = []
-    parts: list[str] = []
+    parts: dict[str, list[Row]] = {}
     for name, (title, trial) in TRIALS.items():
         if only and name not in only:
             continue
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as place:
-            setup = Setup(Path(place), bundle.resolve(), scans.resolve(), share, data)
-            found = list(trial(setup))
+            found = list(trial(Setup(Path(place), bundle.resolve(), scans.resolve(), share, data)))
         rows += found
+        parts.setdefault(title, []).extend(found)
         seconds = time.perf_counter() - started
-        typer.echo(
-            f"{name}: {seconds:.0f} s\n" + aligned([(r.what, r.tried, r.found, _verdict(r)) for r in found])
-        )
-        if not parts or f"\n## {title}\n" not in "".join(parts):
-            parts.append(f"\n## {title}\n\n| trial | tried | found | |\n| --- | --- | --- | --- |\n")
-        parts += [f"| {r.what} | {r.tried} | {r.found} | {_verdict(r)} |\n" for r in found]
-    if write is not None:
-        write.write_text(_head(share) + "".join(parts), encoding="utf-8")
+        typer.echo(f"{name}: {seconds:.0f} s")
+        typer.echo(aligned([(r.what, r.tried, r.found, _verdict(r)) for r in found]))
+        if write is not None:  # after each trial: what was run is told, also of a run that is stopped
+            write.write_text(_page(parts, share), encoding="utf-8")
     raise typer.Exit(any(row.held is False for row in rows))
+
+
+def _page(parts: Mapping[str, Sequence[Row]], share: float) -> str:
+    text = _head(share)
+    for title, rows in parts.items():
+        text += f"\n## {title}\n\n| trial | tried | found | |\n| --- | --- | --- | --- |\n"
+        text += "".join(f"| {r.what} | {r.tried} | {r.found} | {_verdict(r)} |\n" for r in rows)
+    return text
 
 
 def _verdict(row: Row) -> str:

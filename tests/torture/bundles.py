@@ -60,6 +60,8 @@ def graphs(setup: Setup) -> Iterator[Row]:
     yield Row(
         "ONNX graphs made by hand", str(len(HOSTILE)), f"{right} with their code", right == len(HOSTILE)
     )
+    if setup.share < 0.02:  # one of them hangs until it is given up: too long for the suite
+        return
     found = survey("torture.bundles:onnxruntime", 0, len(HOSTILE))
     words = ", ".join(f"{number} {word}" for word, number in found.most_common())
     yield Row("the same graphs through ONNX Runtime alone, as a file", str(len(HOSTILE)), words, None)

@@ -8,7 +8,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-__all__ = ["HANG_SECONDS", "survey"]
+from torture.rows import Row
+
+__all__ = ["HANG_SECONDS", "ends", "in_words", "survey"]
 
 HANG_SECONDS = 10
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,19 @@ def survey(maker: str, first: int, last: int, *arguments: object) -> Counter[str
                 child.kill()
             first = max(at, first) + bool(end)
     return found
+
+
+def in_words(found: Counter[str], kind: str) -> str:
+    """What became of the trials of one kind."""
+    words = [f"{found[f'{kind} {word}']} {word}" for word in ("refused", "same", "different")]
+    return ", ".join(words) + (f", **{odd} unexpected**" if (odd := found[f"{kind} unexpected"]) else "")
+
+
+def ends(found: Counter[str], what: str, count: int, reader: str) -> Row:
+    """How many processes died or hung over some trials."""
+    bad = found["crash"] + found["hang"]
+    words = f"{found['crash']} crashes, {found['hang']} hangs"
+    return Row(what, f"{count:,}", words, not bad if reader == "brainseg" else None)
 
 
 def _listen(child: "subprocess.Popen[bytes]", found: Counter[str]) -> tuple[int, str]:

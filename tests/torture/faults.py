@@ -167,7 +167,7 @@ def killed_at_every_write(setup: Setup) -> Iterator[Row]:
         half += len(half_done(out, whole))
         status, _ = _run(setup, out, *options)
         wrong += status != 0 or results(out) != whole
-        at += 1 if setup.share == 1 else 5  # the suite tries every fifth
+        at += 1 if setup.share == 1 else 9  # the suite tries every ninth
     found = f"{half} half files, {wrong} resumed outcomes differ"
     yield Row(
         "ended before and after every fsync and rename", f"{points} points", found, not half and not wrong

@@ -1,6 +1,8 @@
 """Damaged NIfTI through brainseg, nibabel and SimpleITK: who reads other voxels than were written?"""
 
 import gzip
+import hashlib
+import os
 import random
 import tempfile
 import time
@@ -8,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from hostile.nifti import HOSTILE, header_for, nifti, voxels
+from hostile.nifti import GOOD, HOSTILE, header_for, nifti, voxels
 from mutants import mutate
 
-from torture.children import HANG_SECONDS, survey
+from torture.children import HANG_SECONDS, ends, in_words, survey
 from torture.rows import Row, Setup
 
-__all__ = ["handmade", "mutants"]
+__all__ = ["handmade", "listed", "mutants"]
 
 KINDS = {
     "gz": (10_000, "damaged `.nii.gz`: bits flipped, bytes set, cut, dropped, doubled, spliced, swapped"),
@@ -67,44 +69,47 @@ def _simpleitk(path: Path) -> Loaded:
     return SimpleITK.GetArrayFromImage(image).T, np.diag([-1.0, -1, 1, 1]) @ affine
 
 
-def trial(reader: str, kind: str) -> Callable[[int], str]:
-    """One damaged file through one reader: refused, same, different, or an unexpected error."""
+def trial(reader: str, *counts: str) -> Callable[[int], str]:
+    """One damaged file through one reader: its kind, and refused, same, different, or unexpected.
+
+    The trials run through the kinds in turn, as many of each as ``counts`` say.
+    """
     from brainseg_runtime.errors import ScanRefused
 
     read = {"brainseg": _brainseg, "nibabel": _nibabel, "simpleitk": _simpleitk}[reader]
-    suffix = ".nii" if kind == "plain" else ".nii.gz"
     folder = tempfile.TemporaryDirectory()
-    path = Path(folder.name, f"image{suffix}")
-    path.write_bytes(_good() if kind == "plain" else gzip.compress(_good()))
-    voxels_there, affine_there = (array.copy() for array in read(path))
+    kinds = [kind for kind, count in zip(KINDS, counts, strict=True) for _ in range(int(count))]
+    places = {kind: Path(folder.name, f"image{'.nii' if kind == 'plain' else '.nii.gz'}") for kind in KINDS}
+    places["plain"].write_bytes(_good())
+    voxels_there, affine_there = (array.copy() for array in read(places["plain"]))
 
     def one(n: int, _: object = folder) -> str:
+        kind = kinds[n]
+        path = places[kind]
         path.write_bytes(mutant(kind, n))
         try:
             data, affine = read(path)
         except ScanRefused:
-            return "refused"
+            return f"{kind} refused"
         except Exception:  # noqa: BLE001 - the others refuse by whatever they raise
-            return "unexpected" if reader == "brainseg" else "refused"
+            return f"{kind} {'unexpected' if reader == 'brainseg' else 'refused'}"
         same = data.shape == voxels_there.shape and np.array_equal(data, voxels_there)
-        return "same" if same and np.allclose(affine, affine_there, atol=1e-6) else "different"
+        same = same and np.allclose(affine, affine_there, atol=1e-6)
+        return f"{kind} {'same' if same else 'different'}"
 
     return one
 
 
 def mutants(setup: Setup) -> Iterator[Row]:
     """Every kind of damage through every reader; where there is a checksum, brainseg must see all of it."""
-    for kind, (full, what) in KINDS.items():
-        count = setup.count(full, 30)
-        for reader in READERS:
-            found = survey("torture.nifti:trial", 0, count, reader, kind)
-            words = ", ".join(f"{found[word]} {word}" for word in ("refused", "same", "different"))
-            bad = {word: found[word] for word in ("hang", "crash", "unexpected") if found[word]}
-            words += "".join(f", **{number} {word}**" for word, number in bad.items())
-            held = None
-            if reader == "brainseg":
-                held = not bad and (kind != "gz" or not found["different"])
-            yield Row(f"{what}: {reader}", f"{count:,}", words, held)
+    counts = [setup.count(full, 30) for full, _ in KINDS.values()]
+    for reader in READERS:
+        found = survey("torture.nifti:trial", 0, sum(counts), reader, *counts)
+        for (kind, (_, what)), count in zip(KINDS.items(), counts, strict=True):
+            words = in_words(found, kind)
+            bad = found[f"{kind} unexpected"] or (kind == "gz" and found["gz different"])
+            yield Row(f"{what}: {reader}", f"{count:,}", words, not bad if reader == "brainseg" else None)
+        yield ends(found, f"crashes and hangs over {HANG_SECONDS} s in these: {reader}", sum(counts), reader)
 
 
 def handmade(setup: Setup) -> Iterator[Row]:
@@ -126,3 +131,63 @@ def handmade(setup: Setup) -> Iterator[Row]:
     yield Row(
         "NIfTI files made by hand", str(len(HOSTILE)), found, right == len(HOSTILE) and slowest < HANG_SECONDS
     )
+    yield from _places(setup.place)
+
+
+def _places(place: Path) -> Iterator[Row]:
+    """What is no file, or leads out of the folder that was named."""
+    from brainseg_runtime.errors import ScanRefused
+    from brainseg_runtime.nifti import read_image
+
+    root = place / "input"
+    root.mkdir()
+    (place / "outside.nii").write_bytes(GOOD)
+    os.mkfifo(root / "fifo.nii")
+    (root / "folder.nii").mkdir()
+    links = {"device": "/dev/zero", "out": place / "outside.nii", "up": "../outside.nii", "loop": "loop.nii"}
+    for name, target in links.items():
+        (root / f"{name}.nii").symlink_to(target)
+    expected = dict.fromkeys(("fifo", "folder", "device", "out", "up"), "E_NOT_FILE")
+    expected["loop"] = "E_INPUT_MISSING"
+    right, slowest = 0, 0.0
+    for name, code in expected.items():
+        started = time.perf_counter()
+        try:
+            read_image(root / f"{name}.nii", root)
+        except ScanRefused as error:
+            right += error.code == code
+        slowest = max(slowest, time.perf_counter() - started)
+    found = f"{right} with their code, slowest {slowest:.2f} s"
+    held = right == len(expected) and slowest < 1
+    yield Row(
+        "a fifo, a folder, a device, links that leave the input or loop", str(len(expected)), found, held
+    )
+
+
+def listed(setup: Setup) -> Iterator[Row]:
+    """What no format tells, a list of checksums does: the same mutants, none read."""
+    from brainseg_runtime.checksums import hold, load_checksums
+    from brainseg_runtime.errors import ScanRefused
+    from brainseg_runtime.scans import find_scans
+    from toys import toy_spec
+
+    folder = setup.place / "scans" / "p0"
+    folder.mkdir(parents=True)
+    for word in ("t1n", "t1c", "t2w", "t2f"):
+        (folder / f"p0-{word}.nii").write_bytes(_good())
+    digest = hashlib.sha256(_good()).hexdigest()
+    sums = folder / "SHA256SUMS"
+    sums.write_text("".join(f"{digest}  {path.name}\n" for path in sorted(folder.glob("*.nii"))))
+    (scan,) = hold(find_scans(folder, toy_spec()), load_checksums(sums)).scans
+    scan.read()
+    count, changed, refused = setup.count(2_000, 30), 0, 0
+    for n in range(count):
+        content = mutant("plain", n) if n % 2 else gzip.decompress(mutant("lies", n))
+        changed += content != _good()
+        (folder / "p0-t2f.nii").write_bytes(content)
+        try:
+            scan.read()
+        except ScanRefused as error:
+            refused += error.code == "E_CHECKSUM"
+    found = f"{refused} of {changed} that differ refused"
+    yield Row("the same plain files and headers, with `--checksums`", f"{count:,}", found, refused == changed)

@@ -27,7 +27,7 @@ def determinism(setup: Setup) -> Iterator[Row]:
     times = setup.count(20, 2)
     files: dict[str, set[str]] = {}
     for engine in ENGINES:
-        if not installed(engine) or "cpu" not in ENGINES[engine].devices:
+        if not installed(engine) or not ENGINES[engine].runs_on("cpu"):
             continue
         for threads in (1, 2):
             with load(setup.bundle, engine, threads=threads) as segmenter:
@@ -88,7 +88,7 @@ def soak(setup: Setup) -> Iterator[Row]:
     from brainseg_runtime.engines.choice import ENGINES, installed
 
     for engine in ENGINES:
-        if not installed(engine) or "cpu" not in ENGINES[engine].devices:
+        if not installed(engine) or not ENGINES[engine].runs_on("cpu"):
             continue
         command = [sys.executable, "-c", textwrap.dedent(SOAK)]
         command += [str(setup.scans), str(setup.bundle), str(setup.place / "soak"), engine, str(count)]

@@ -1,11 +1,14 @@
 """What a hospital installs: the runtime alone, in an environment of its own."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from brainseg_runtime.errors import CODES
+from brainseg_runtime.quality import FLAGS
 
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).parent / "uv"
@@ -42,6 +45,26 @@ def test_the_runtime_brings_no_training_framework(environment):
         "'onnxruntime' in sys.modules]))"
     )
     assert json.loads(run(environment, "python", "-c", code)) == [[], False]
+
+
+def test_every_package_is_accounted_for(environment):
+    """SECURITY.md says of each package in the environment why it is there."""
+    done = subprocess.run(
+        [UV, "pip", "list", "--python", environment, "--format", "json"], capture_output=True, check=True
+    )
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8").split("## What the runtime stands on")[1]
+    told = {name.strip() for row in page.splitlines() for name in row.strip("| ").split("|")[0].split(",")}
+    there = {package["name"] for package in json.loads(done.stdout)}
+    assert there - told - {"brainseg-runtime", "pip", "setuptools", "wheel"} == set()
+
+
+def test_every_hazard_has_a_test_and_known_codes():
+    """The table of hazards names files that are there, and codes that brainseg can give."""
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(tests/[\w/.]+)`", page))
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    assert set(re.findall(r"`([EQ]_[A-Z_]+)`", page)) <= {*CODES, *FLAGS}
 
 
 def test_the_commands_are_there(environment):
