@@ -261,7 +261,7 @@ def _rights(setup: Setup) -> Iterator[Row]:
     held = (status, "E_OUTPUT" in said) == (7, True)
     yield Row("an output folder that may not be written", "1", f"status {status}", held)
     scans = shutil.copytree(setup.scans, setup.place / "unreadable")
-    sorted(scans.rglob("*.nii.gz"))[0].chmod(0)
+    sorted(scans.rglob("*t1c.nii.gz"))[0].chmod(0)
     out = setup.place / "rest"
     status, said = bare(_arguments(replace(setup, scans=scans), out))
     done = len(list(out.glob("*_seg.json")))
