@@ -19,7 +19,7 @@ INSTALLED := .venv/.installed
 .PHONY: help setup demo test check format lint types imports train figures export infer bench cubes default-model score ptx torture sbom lock clean
 
 help:  ## list the verbs (this page)
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 setup: $(INSTALLED)  ## make .venv with everything, from requirements.lock
 
