@@ -133,7 +133,7 @@ def test_kept_buffers_give_what_a_plain_run_gives():
 
 def test_every_return_code_of_cuda_is_read(no_driver):
     """A real call that fails, and the code for memory that lacks."""
-    pytest.importorskip("cuda.bindings.runtime", reason="brainseg-runtime[rtx] is not installed")
+    pytest.importorskip("cuda.bindings.runtime", reason="the extra rtx is not installed (CI installs it)")
     from brainseg_runtime.engines.cuda import DeviceBuffer, checked, free_bytes
     from cuda.bindings import runtime
 
@@ -149,7 +149,7 @@ def test_every_return_code_of_cuda_is_read(no_driver):
 
 def test_a_batch_goes_to_the_gpu_in_parts_that_cover_it_in_order():
     """Two in flight where there are two tiles, and never more at once than the plan takes."""
-    pytest.importorskip("cuda.bindings.runtime", reason="brainseg-runtime[rtx] is not installed")
+    pytest.importorskip("cuda.bindings.runtime", reason="the extra rtx is not installed (CI installs it)")
     from brainseg_runtime.engines.trt import parts
 
     for count in range(1, 12):

@@ -4,31 +4,16 @@ import json
 import sys
 
 import numpy as np
-import pytest
-from brainseg_runtime import cli, doctor
+from brainseg_runtime import doctor
 from brainseg_runtime.bundle import Golden
 from brainseg_runtime.selftest import everywhere
 from toys import toy_bundle
 
 
-@pytest.fixture
-def brainseg(monkeypatch, capsys):
-    """Run ``brainseg`` in this process: (status, stdout)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["brainseg", *map(str, arguments)])
-        monkeypatch.setattr("signal.signal", lambda *_: None)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, capsys.readouterr().out
-
-    return call
-
-
 def test_every_engine_and_precision_is_tried(tmp_path, brainseg):
     """A row each: certified or not, and how far from the known answer."""
     folder = toy_bundle(tmp_path / "toy").folder
-    status, out = brainseg("selftest", folder, "--json")
+    status, out, _ = brainseg("selftest", folder, "--json")
     rows = {(row["engine"], row["precision"]): row for row in map(json.loads, out.splitlines())}
     assert status == 0
     assert {("openvino", "fp32"), ("openvino", "bf16"), ("ort", "fp32"), ("ort", "fp16")} <= set(rows)
@@ -42,7 +27,7 @@ def test_a_certified_engine_that_misses_the_answer_ends_with_6(tmp_path, brainse
     """Uncertified ones may miss it: they do not run anyway."""
     golden = Golden(np.ones((8, 8, 8, 4), np.float32), np.ones((8, 8, 8, 3), np.float32))
     folder = toy_bundle(tmp_path / "toy", **{"selftest.npz": golden.to_npz()}).folder
-    status, out = brainseg("selftest", folder)
+    status, out, _ = brainseg("selftest", folder)
     assert status == 6
     assert "E_SELFTEST" in out
 
@@ -61,7 +46,7 @@ def test_the_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, brainse
     """0 while an engine runs; 5 without any."""
     assert brainseg("doctor")[0] == 0
     monkeypatch.setitem(sys.modules, "openvino", None)
-    status, out = brainseg("doctor")
+    status, out, _ = brainseg("doctor")
     assert status == 0
     assert 'pip install "brainseg-runtime[openvino]"' in out
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -71,7 +56,7 @@ def test_the_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, brainse
 def test_the_doctor_names_the_broken_pair(monkeypatch, brainseg):
     """Both ONNX Runtime packages at once overwrite each other, and no import tells."""
     monkeypatch.setattr(doctor, "version", lambda package: "1.0")
-    status, out = brainseg("doctor")
+    status, out, _ = brainseg("doctor")
     assert status == 5
     assert "onnxruntime + onnxruntime-gpu" in out
     assert "pip uninstall" in out
@@ -84,6 +69,6 @@ def test_the_doctor_finds_an_engine_that_does_not_load(monkeypatch, brainseg):
         raise ImportError(f"{name}: libtbb.so.12 is missing")
 
     monkeypatch.setattr(doctor, "import_module", broken)
-    status, out = brainseg("doctor")
+    status, out, _ = brainseg("doctor")
     assert status == 5
     assert "libtbb" in out

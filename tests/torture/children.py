@@ -5,15 +5,39 @@ import os
 import selectors
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from brainseg_runtime.errors import BrainsegError
 
 from torture.rows import Row
 
-__all__ = ["HANG_SECONDS", "ends", "in_words", "survey"]
+__all__ = ["HANG_SECONDS", "by_code", "ends", "in_words", "survey"]
 
 HANG_SECONDS = 10
 ROOT = Path(__file__).parents[1]
+
+
+def by_code(
+    what: str, trials: Iterable[tuple[str, Callable[[], object]]], within: float = HANG_SECONDS
+) -> Row:
+    """Whether each of some trials, given with the code that it has to end in, ends in it and soon.
+
+    ``within`` in seconds, for the slowest.
+    """
+    tried, right, slowest = 0, 0, 0.0
+    for code, trial in trials:
+        started = time.perf_counter()
+        try:
+            trial()
+        except BrainsegError as error:
+            right += error.code == code
+        slowest = max(slowest, time.perf_counter() - started)
+        tried += 1
+    found = f"{right} with their code, slowest {slowest:.2f} s"
+    return Row(what, str(tried), found, right == tried and slowest < within)
 
 
 def survey(maker: str, first: int, last: int, *arguments: object) -> Counter[str]:

@@ -90,9 +90,7 @@ def test_presets_become_clean_graphs(name, norm, upsampling):
 
 def require_clean(graph, spec, precision):
     """TensorRT-RTX parses a graph into the layers that it should, and builds a plan in its precision."""
-    trt = pytest.importorskip(
-        "tensorrt_rtx", reason="brainseg-runtime[rtx] is not installed (CI installs it)"
-    )
+    trt = pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed (CI installs it)")
     data = graph.SerializeToString()
     nodes, layers = operators(graph), census(trt, data)
     convolutions = layers["CONVOLUTION"] + layers["DECONVOLUTION"]
@@ -125,5 +123,6 @@ def test_tensorrt_takes_every_preset(name, norm, upsampling):
 def test_tensorrt_takes_networks_of_full_size(name):
     """With the width and depth of the recipes, in FP16."""
     _, spec, graph = exported(BASE[name])
-    built, _ = require_clean(to_half(graph), spec, "fp16")
-    require_precision(built.kernels, "fp16")
+    built, convolutions = require_clean(to_half(graph), spec, "fp16")
+    assert set(built.kernels.values()) == {"Half"}
+    assert len(built.kernels) == convolutions

@@ -84,7 +84,7 @@ def test_the_names_that_are_looked_for_are_those_of_the_code():
 
 def test_tensorrt_rtx_has_every_name():
     """Of the version that is installed here."""
-    pytest.importorskip("tensorrt_rtx", reason="brainseg-runtime[rtx] is not installed (CI installs it)")
+    pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed (CI installs it)")
     assert lacking(sys.executable, used(rtx=True), "tensorrt_rtx")[1] == []
 
 
@@ -129,7 +129,9 @@ def environment(folder, *packages):
 
 def test_every_call_of_cuda_is_one_that_nvidia_documents():
     """Of the runtime in the bindings that are installed, of the driver by the names that these give it."""
-    driver = pytest.importorskip("cuda.bindings.driver", reason="brainseg-runtime[rtx] is not installed")
+    driver = pytest.importorskip(
+        "cuda.bindings.driver", reason="the extra rtx is not installed (CI installs it)"
+    )
     from brainseg_runtime.engines import cuda
     from cuda.bindings import runtime
 

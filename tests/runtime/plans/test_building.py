@@ -14,7 +14,7 @@ from brainseg_runtime.plans.request import Profile, profiles_of
 from onnx import TensorProto, helper, numpy_helper
 from toys import toy_graph, toy_spec
 
-trt = pytest.importorskip("tensorrt_rtx", reason="brainseg-runtime[rtx] is not installed (CI installs it)")
+trt = pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed (CI installs it)")
 
 SPEC = toy_spec()
 PROFILES = profiles_of(SPEC)
@@ -53,7 +53,9 @@ def test_a_plan_computes_in_what_the_graph_says(precision, kind):
 @pytest.mark.parametrize("capability", sorted(RTX_TARGETS))
 def test_tensorrt_rtx_builds_for_each_gpu_that_it_is_chosen_for(capability):
     """From Turing to Blackwell, none of which is here; kernels are in FP16 for all of them."""
-    require_precision(build(trt, graph("fp16"), PROFILES, target=capability).kernels, "fp16")
+    built = build(trt, graph("fp16"), PROFILES, target=capability)
+    assert built.kernels == {"conv0": "Half", "conv1": "Half"}
+    assert len(built.plan) > 10_000
 
 
 def test_a_plan_in_another_precision_is_refused():

@@ -4,7 +4,6 @@ import json
 import sys
 
 import pytest
-from brainseg_runtime import cli
 from brainseg_runtime.errors import EngineUnavailable
 from brainseg_runtime.gpu import Gpu, NoDriver, gpus
 from brainseg_runtime.plans import flavour as flavours
@@ -15,7 +14,7 @@ from brainseg_runtime.plans.local import plan_for
 from brainseg_runtime.plans.request import Request, largest_batch, profiles_of
 from toys import toy_graph, toy_spec
 
-pytest.importorskip("tensorrt_rtx", reason="brainseg-runtime[rtx] is not installed (CI installs it)")
+pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed (CI installs it)")
 
 SPEC = toy_spec()
 GRAPH = toy_graph(SPEC)
@@ -28,20 +27,6 @@ def cache(tmp_path, monkeypatch):
     """The cache that the commands find."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return PlanCache.open()
-
-
-@pytest.fixture
-def brainseg(monkeypatch, capsys):
-    """Run ``brainseg`` in this process: (status, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["brainseg", *map(str, arguments)])
-        monkeypatch.setattr("signal.signal", lambda *_: None)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_a_plan_is_built_once_and_then_found(cache):
