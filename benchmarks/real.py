@@ -6,7 +6,6 @@ Scans are read, segmented and written by the runtime, as a user's are; the truth
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import numpy as np
 import typer
 from brainseg_runtime.bundle import Bundle
 from brainseg_runtime.default_model import default_model
-from brainseg_runtime.engines.base import Engine
+from brainseg_runtime.engines.base import Engine, EngineIdentity
 from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.labels import decide
 from brainseg_runtime.nifti import write_image, write_labels
@@ -37,6 +36,7 @@ from brainseg_trainer.figures.comparison import draw_comparison
 from brainseg_trainer.task import BRATS_WORDS
 
 from benchmarks.cubes import crops
+from benchmarks.report import table
 
 BEGIN, END = "<!-- score: begin -->", "<!-- score: end -->"
 REGIONS = ("WT", "TC", "ET")
@@ -186,7 +186,6 @@ class Run:
 
     seconds: float
     """From the shell to the mask."""
-    peak_gb: float
     record: dict[str, Any]
     """Its JSON."""
 
@@ -197,12 +196,12 @@ def run(bundle: Path, scan: Path, out: Path, *options: str) -> Run:
     started = time.perf_counter()
     subprocess.run([str(program), str(scan), "-m", str(bundle), "-o", str(out), "-q", *options], check=True)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    return Run(seconds, peak, json.loads((out / f"{scan.name}_seg.json").read_bytes()))
+    return Run(seconds, json.loads((out / f"{scan.name}_seg.json").read_bytes()))
 
 
 def page(
     bundle: Bundle,
+    engine: EngineIdentity,
     scored: Sequence[Case],
     crops_dice: Mapping[str, np.ndarray],
     false: Mapping[str, float],
@@ -218,7 +217,7 @@ def page(
     ]
     rows.append(["median", "", "", *(f"{median(d[r] for d in found.values()):.3f}" for r in REGIONS)])
     expert = next(case.labels.volumes_ml() for case in scored if case.scan == PATIENTS[0].name)
-    engine = load(bundle.folder).engine.identity
+    thresholds = ", ".join(f"{region.name} {region.threshold:g}" for region in bundle.spec.regions)
     return "\n".join(
         [
             "## Measured on scans that training never saw",
@@ -228,10 +227,9 @@ def page(
             f"brainseg-runtime {version('brainseg-runtime')}, weights sha256 "
             f"{bundle.manifest['provenance']['model_sha256'][:16]}.",
             "",
-            "Dice on the whole volume, threshold .5, no mirror averaging:",
+            f"Dice on the whole volume, thresholds {thresholds}, no mirror averaging:",
             "",
-            *_table(["scan", "modalities", "truth by", *REGIONS], rows),
-            "",
+            *table(["scan", "modalities", "truth by", *REGIONS], rows),
             f"The {len(next(iter(crops_dice.values())))} crops of 32^3 voxels around lesions of other "
             "patients (BraTS 2020's validation file), mean Dice, 1 where neither side has the region: "
             + ", ".join(f"{region} {values.mean():.3f}" for region, values in crops_dice.items())
@@ -240,7 +238,7 @@ def page(
             "Heads without a tumour, MNI152's anatomy in a setting that training never has "
             f"({HEALTHY} of each kind), ml called tumour:",
             "",
-            *_table(
+            *table(
                 ["kind", "median", "largest"],
                 [
                     [kind, f"{median(values):.2f}", f"{max(values):.2f}"]
@@ -248,16 +246,15 @@ def page(
                     for values in [[ml for name, ml in false.items() if name.startswith(kind)]]
                 ],
             ),
-            "",
             "One scan of 240x240x155 voxels and four modalities, from the shell to the mask: "
-            f"{timed.seconds:.1f} s, peak {timed.peak_gb:.2f} GB; "
+            f"{timed.seconds:.1f} s, peak {timed.record['peak_memory_mb'] / 1e3:.2f} GB; "
             + ", ".join(f"{stage} {value:.2f} s" for stage, value in timed.record["seconds"].items())
             + ".",
             "",
             f"{PATIENTS[0].name} as it came from the scanner, with its skull, the series registered onto T1c "
             "by `--resample-to t1c --register`, volumes in ml:",
             "",
-            *_table(
+            *table(
                 ["", *REGIONS],
                 [
                     [words, *(f"{ml[region]:.1f}" for region in REGIONS)]
@@ -268,13 +265,8 @@ def page(
                     )
                 ],
             ),
-            "",
         ]
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def main(
@@ -295,6 +287,7 @@ def main(
             draw_comparison(scored, picture)
         text = page(
             opened,
+            segmenter.engine.identity,
             scored,
             lesions(segmenter.engine, segmenter.spec, data / "brats2020-lesion-cubes" / "validation.npz"),
             dict(false_ml(segmenter, folder / "healthy")),

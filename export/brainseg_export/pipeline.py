@@ -104,8 +104,8 @@ def export(
 
     Raises:
         BundleInvalid: ``E_MODEL``, ``E_SPEC``, ``E_LAYER``, ``E_GRAPH_OPERATOR`` where the model cannot be
-            converted, ``E_PARITY``
-            where a graph disagrees with it, ``E_SELFTEST`` where the known answer is missed.
+            converted, ``E_PARITY`` where a graph disagrees with it, ``E_SELFTEST`` where the
+            known answer is missed.
         ScanRefused: ``E_NO_SCANS``.
         OutputUnwritable: ``E_OUTPUT``.
     """

@@ -1,12 +1,11 @@
 """What a user can ask for beside mask and JSON, and how it comes about."""
 
 from collections.abc import Callable, Collection, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from brainseg_runtime import extras
 from brainseg_runtime.animation import draw_animation
-from brainseg_runtime.errors import EngineUnavailable
 from brainseg_runtime.files import write_atomically
 from brainseg_runtime.nifti import write_labels
 from brainseg_runtime.outputs import Attachment, AttachmentKind
@@ -27,14 +26,10 @@ def require(kinds: Collection[AttachmentKind]) -> None:
     """Refuse early where what was asked for cannot be drawn.
 
     Raises:
-        EngineUnavailable: ``E_ENGINE_MISSING`` with the line that installs what is missing.
+        EngineUnavailable: ``E_EXTRA_MISSING`` with the line that installs what is missing.
     """
-    if set(kinds) & set(PICTURES) and find_spec("PIL") is None:
-        raise EngineUnavailable(
-            "E_ENGINE_MISSING",
-            "pictures need pillow, which is not installed.",
-            'Install it: pip install "brainseg-runtime[report]"',
-        )
+    if set(kinds) & set(PICTURES):
+        extras.require("a picture", ("PIL",), "brainseg-runtime[report]")
 
 
 def attachments_of(

@@ -8,7 +8,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from brainseg_runtime.engines.choice import ENGINES, EngineName, Kind, default_device, there
+from brainseg_runtime.engines.choice import ENGINES, EngineName, Kind, default_device
+from brainseg_runtime.extras import there
 from brainseg_runtime.gpu import NoDriver, gpus
 from brainseg_runtime.memory import MEGABYTE, machine_memory
 

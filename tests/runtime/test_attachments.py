@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from brainseg_runtime import attachments
+from brainseg_runtime import extras
 from brainseg_runtime.attachments import require
 from brainseg_runtime.batch import Done, Skipped, run
 from brainseg_runtime.errors import EngineUnavailable
@@ -69,7 +69,7 @@ def test_pictures_of_an_earlier_result_do_not_stand_beside_a_new_mask(infer, tmp
 
 def test_without_pillow_pictures_are_refused_before_any_work(monkeypatch):
     """With the line that installs it; region maps need none."""
-    monkeypatch.setattr(attachments, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(EngineUnavailable, match=r"brainseg-runtime\[report\]"):
         require(["report"])
     require(["probabilities"])

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Literal, get_args
 
 from brainseg_runtime.bundle import Bundle, Precision
 from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable, UsageRefused
+from brainseg_runtime.extras import there
 from brainseg_runtime.gpu import Gpu, find
 from brainseg_runtime.plans import flavour as flavours
 from brainseg_runtime.spec import ModelSpec
@@ -209,15 +209,6 @@ def installed(name: EngineName) -> bool:
 def default_device(name: EngineName) -> str:
     """Where an engine computes if nobody says it: on the CPU, if it can."""
     return "cpu" if name == "auto" or ENGINES[name].runs_on("cpu") else "cuda:0"
-
-
-def there(module: str) -> bool:
-    """Whether a package can be imported, or a part of one."""
-    try:
-        return find_spec(module) is not None
-    # What find_spec says of a package's part without the package, and of a module emptied in sys.modules.
-    except (ModuleNotFoundError, ValueError):
-        return False
 
 
 _DEVICES = {"cpu": "cpu", "cuda": "cuda:0"}

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Literal, cast
 
 from brainseg_runtime.errors import EngineUnavailable
+from brainseg_runtime.extras import there
 from brainseg_runtime.gpu import Gpu
 from brainseg_runtime.plans.api import TensorRT
 
@@ -57,10 +57,7 @@ def fitting(capability: tuple[int, int]) -> tuple[Flavour, ...]:
 
 def installed(flavour: Flavour) -> bool:
     """Whether a flavour's packages are there."""
-    try:
-        return all(find_spec(module) is not None for module in flavour.modules)
-    except ValueError:  # what find_spec says of a module that was emptied in sys.modules
-        return False
+    return all(map(there, flavour.modules))
 
 
 def choose(gpu: Gpu) -> Flavour:

@@ -166,7 +166,7 @@ def distracted(
     points: Array,
     setting: Setting,
 ) -> Array:
-    """What is bright or dark and no tumour: age, vessels, dura, sinus, plexus, a hazy white matter."""
+    """An image (4, i, j, k) with what is no tumour: age, vessels, dura, sinus, plexus, bright cortex."""
     keys = jax.random.split(key, 24)
     shape = tissue.shape
     often = [chance(k, setting.distractors) for k in keys[:7]]
@@ -217,7 +217,7 @@ def distracted(
 
 @compiled
 def scanned(key: Array, image: Array, brain: Array, points: Array, setting: Setting) -> Array:
-    """Coils, resolution, noise and the scanner's own scale; then z-scored over the brain."""
+    """An image (4, i, j, k) after coils, resolution, noise and scale; z-scored over the brain."""
     keys = jax.random.split(key, 9)
     shape = brain.shape
     x = jnp.moveaxis(points, -1, 0)
@@ -254,7 +254,7 @@ def _z_scored(image: Array, mask: Array) -> Array:
 
 @compiled
 def framed(key: Array, image: Array, brain: Array, tissue: Array, setting: Setting) -> Array:
-    """What of the head is left, z-scored: the brain alone, or all of it, with the air about it or without.
+    """What of an image (4, i, j, k) is left, z-scored: the brain alone, or all, with the air or without.
 
     The rest is 0.
     """
@@ -267,7 +267,7 @@ def framed(key: Array, image: Array, brain: Array, tissue: Array, setting: Setti
 
 @compiled
 def with_absent(key: Array, image: Array, setting: Setting) -> Array:
-    """T1 or T2 or both are 0 where they were not scanned."""
+    """An image (4, i, j, k) in which T1 or T2 or both are 0, as if they were not scanned."""
     keys = jax.random.split(key, 2)
     gone = jnp.maximum(chance(keys[0], setting.absent, (2,)), chance(keys[1], setting.absent))
     return image * _each((1.0 - gone[0] * jax.nn.one_hot(T1, 4)) * (1.0 - gone[1] * jax.nn.one_hot(T2, 4)))

@@ -23,7 +23,7 @@ def pasted(
     stock: Stock,
     setting: Setting,
 ) -> tuple[Array, Array]:
-    """Crops of real lesions where they were, their rims fading into the head."""
+    """An image (4, i, j, k) and labels (i, j, k) with crops of real lesions where they were."""
     keys = jax.random.split(key, SLOTS + 1)
     wanted = chance(keys[0], setting.pasted)
     first = points[0, 0, 0]
