@@ -21,6 +21,7 @@ EXTRAS = {
     "report": ("pillow", "pictures"),
     "dicom": ("pydicom", "DICOM in and out"),
     "register": ("simpleitk", "--register"),
+    "trust": ("cryptography", "signatures of bundles"),
 }
 """Extra -> the package that shows whether it is there, and what it is for."""
 
