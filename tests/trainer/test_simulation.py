@@ -157,6 +157,29 @@ def test_a_lesion_looks_as_it_was_measured(draw):
     assert images[labels == 3, 1].mean() > images[healthy, 1].mean() + 1
 
 
+def test_tiles_are_parts_of_a_head():
+    """Around tumour where it is wanted and there is some, else anywhere; image and labels of one place."""
+    from brainseg_trainer.simulation.heads import cut
+
+    shape, tile = (20, 24, 28), (8, 8, 8)
+    places = np.arange(np.prod(shape)).reshape(shape)
+    image = np.stack([places] * 4, axis=-1).astype(np.float32)
+    tumour = (places == places[3, 20, 14]).astype(np.uint8)
+    found = set()
+    for seed in range(20):
+        key = jax.random.key(seed)
+        for labels, often in ((tumour, 1.0), (0 * tumour, 1.0), (tumour, 0.0)):
+            part, known = map(np.asarray, cut(key, image, labels, tile=tile, tumour=often))
+            i, j, k = np.unravel_index(int(part[0, 0, 0, 0]), shape)
+            there = np.s_[i : i + 8, j : j + 8, k : k + 8]
+            np.testing.assert_array_equal(part, image[there])
+            np.testing.assert_array_equal(known, labels[there])
+            assert known.any() or not (labels.any() and often)
+            if not often:
+                found.add((i, j, k))
+    assert len(found) > 15
+
+
 def test_ingredients_survive_their_file(made, tmp_path):
     """Saved and loaded they are the same; anything else is refused."""
     made.save(tmp_path / TRAINING)
@@ -209,12 +232,29 @@ def test_a_network_trains_on_simulated_heads(made, small_config, tmp_path):
         "E_SPACING": replace(config, data=replace(config.data, spacing=(1.0, 1.0, 1.0))),
         "no distances": replace(config, loss=replace(config.loss, kind="boundary")),
         "no folds": replace(config, data=replace(config.data, fold=2)),
+        "does not fit": replace(config, data=replace(config.data, tile=(96, 96, 96))),
     }
     for n, (words, other) in enumerate(others.items()):
         begun = RunFolder(tmp_path / f"other{n}")
         begun.begin(other)
         with pytest.raises((ScanRefused, UsageRefused), match=words):
             fit(data, begun, quiet)
+
+
+def test_a_step_has_the_same_batch_wherever_a_run_begins(made, small_config, tmp_path):
+    """Heads are kept from step to step; a run that goes on from a checkpoint draws them again."""
+    from brainseg_trainer.simulation.scans import SimulatedBatches
+
+    made.save(tmp_path / TRAINING)
+    config = replace(small_config, data=replace(small_config.data, spacing=SPACING_MM, tile=(32, 32, 32)))
+    going, resumed = (
+        SimulatedBatches(tmp_path / TRAINING, glioma_spec(config, (8, 8, 8)), config) for _ in range(2)
+    )
+    for step in range(3):
+        images, truth = going(step)
+    going(0, altered=False)
+    for kept, again in zip((images, truth), resumed(2), strict=True):
+        np.testing.assert_array_equal(kept, again)
 
 
 def test_truth_is_as_the_task_wants_it(made, small_config, tmp_path):

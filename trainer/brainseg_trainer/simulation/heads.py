@@ -6,18 +6,19 @@ used, and takes almost twice as long.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from brainseg_trainer.simulation.anatomy import anatomy, grid, grown, stripped, tumours
-from brainseg_trainer.simulation.fields import Array
+from brainseg_trainer.simulation.fields import Array, chance, uniform
 from brainseg_trainer.simulation.images import distracted, framed, looks, painted, scanned, with_absent
 from brainseg_trainer.simulation.ingredients import TISSUES, Ingredients
 from brainseg_trainer.simulation.pasting import pasted
 from brainseg_trainer.simulation.setting import ED, Setting, Stock, stock_of
 
-__all__ = ["Generator", "generator"]
+__all__ = ["Generator", "cut", "generator"]
 
 Generator = Callable[[Array], tuple[Array, Array]]
 """Keys (N,) -> images (N, i, j, k, 4), z-scored, 0 where nothing was kept, and labels (N, i, j, k)."""
@@ -51,3 +52,25 @@ def _head(key: Array, stock: Stock, shape: tuple[int, int, int], setting: Settin
     image, tumour = pasted(keys[8], image, tumour, brain, points, stock, setting)
     image = with_absent(keys[9], framed(keys[10], image, brain, tissue, setting), setting)
     return jnp.moveaxis(image, 0, -1), tumour.astype(jnp.uint8)
+
+
+@partial(jax.jit, static_argnames=("tile", "tumour"))
+def cut(
+    key: Array, image: Array, labels: Array, *, tile: tuple[int, int, int], tumour: float
+) -> tuple[Array, Array]:
+    """A tile of an image (i, j, k, 4) and its labels: around a voxel of tumour as often as ``tumour`` says.
+
+    Else, and where there is none, anywhere in the head.
+    """
+    keys = jax.random.split(key, 4)
+    size, room = jnp.array(tile), jnp.array([n - t for n, t in zip(labels.shape, tile, strict=True)])
+    anywhere = jax.random.randint(keys[0], (3,), 0, room + 1)
+    drawn = jnp.where(labels > 0, jax.random.uniform(keys[1], labels.shape), 0.0)
+    voxel = jnp.stack(jnp.unravel_index(drawn.argmax(), labels.shape))
+    around = voxel - size // 2 + jnp.round(size / 4 * uniform(keys[2], -1.0, 1.0, (3,))).astype(jnp.int32)
+    wanted = (chance(keys[3], tumour) > 0) & (labels > 0).any()
+    start = jnp.clip(jnp.where(wanted, around, anywhere), 0, room)
+    return (
+        jax.lax.dynamic_slice(image, (*start, 0), (*tile, image.shape[-1])),
+        jax.lax.dynamic_slice(labels, start, tile),
+    )

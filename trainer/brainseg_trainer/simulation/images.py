@@ -17,8 +17,11 @@ from brainseg_trainer.simulation.setting import ED, ET, FLAIR, NCR, T1, T2, Sett
 __all__ = ["Look", "distracted", "framed", "looks", "painted", "scanned", "with_absent"]
 
 FLUID, GREY, WHITE, NECROSIS, OEDEMA, ENHANCING = range(len(PARTS))
-SIGNAL = 4.0
-"""Mean of a brain's signal in deviations of its own, which a z-score no longer tells: 3 to 5."""
+SIGNAL = jnp.array([3.2, 4.0, 2.4, 3.4])
+"""Mean of a brain's signal in deviations of its own, which a z-score no longer tells: no voxel lies lower.
+
+Measured on real heads: T1 2.3 to 3.7, T1c 2.4 to 5.5, T2 2.0 to 2.8, FLAIR 2.9 to 3.8.
+"""
 
 
 class Look(NamedTuple):
@@ -31,10 +34,10 @@ class Look(NamedTuple):
 @compiled
 def looks(key: Array, tumour: Array, stock: Stock, setting: Setting) -> tuple[Array, Look]:
     """Appearances of one crop, what it does not show from others; and labels that agree with them."""
-    keys = jax.random.split(key, 13)
+    keys = jax.random.split(key, 14)
     own = choice(keys[0], stock.known[:, GREY])
     dull = chance(keys[1], 0.12)
-    cystic = chance(keys[2], 0.12)
+    cystic = chance(keys[2], 0.2)
 
     def donor(key: Array, part: int, allowed: Array) -> Array:
         allowed = allowed & stock.known[:, part] & stock.known[:, WHITE]
@@ -57,7 +60,11 @@ def looks(key: Array, tumour: Array, stock: Stock, setting: Setting) -> tuple[Ar
     free = jnp.stack([uniform(k, -1.6, 1.6, (4,)) for k in jax.random.split(keys[6], 3)])
     wide = chance(keys[7], setting.wide)
     healthy = jnp.where(wide * chance(keys[8], 0.3) > 0, free, healthy)
-    lesions = healthy[2] + offsets
+    # What little fluid a crop shows is mixed with grey matter: whole real heads hold a darker one on T1,
+    # T1c and FLAIR and a brighter one on T2.
+    pure = healthy[FLUID] + uniform(keys[13], 0.2, 1.0) * (healthy[FLUID] - healthy[GREY])
+    healthy = healthy.at[FLUID].set(pure)
+    lesions = healthy[WHITE] + offsets
     means = jnp.concatenate([healthy, lesions])
     # A cavity is fluid, also on FLAIR.
     cavity = jnp.where(jnp.arange(4) == FLAIR, healthy[0], means[NECROSIS])
@@ -83,7 +90,7 @@ def painted(key: Array, tissue: Array, tumour: Array, look: Look, setting: Setti
     image = image + _each(uniform(keys[3], 0.0, 0.2, (4,))) * slow
 
     veil = blurred((tumour > 0).astype(jnp.float32), uniform(keys[4], 0.3, 1.1), reach=3)
-    dense = jnp.clip(uniform(keys[5], 0.65, 1.0) + 0.2 * noise(keys[6], shape, 25.0, SPACING_MM), 0.35, 1.0)
+    dense = jnp.clip(uniform(keys[5], 0.75, 1.0) + 0.2 * noise(keys[6], shape, 25.0, SPACING_MM), 0.4, 1.0)
     image = _over(image, look.means[OEDEMA], veil * dense)
     for part, label in ((NECROSIS, NCR), (ENHANCING, ET)):
         cover = blurred((tumour == label).astype(jnp.float32), 0.45, reach=2)
@@ -95,7 +102,7 @@ def _colours(key: Array, look: Look, setting: Setting) -> Array:
     """Mean of every tissue on every image (tissue, 4)."""
     keys = jax.random.split(key, 7)
     fluid, grey, white = look.means[FLUID], look.means[GREY], look.means[WHITE]
-    dark = jnp.full(4, 0.4 - SIGNAL)
+    dark = 0.2 - SIGNAL
     colours = {
         "outside": dark,
         "fluid": 0.8 * fluid + 0.2 * grey,
@@ -226,13 +233,13 @@ def scanned(key: Array, image: Array, brain: Array, points: Array, setting: Sett
     slow = jnp.stack([noise(k, shape, 120.0, SPACING_MM) for k in jax.random.split(keys[1], 4)])
     shade = 0.4 * lean + 0.4 * slow + 0.5 * uniform(keys[2], -0.3, 1.0) * rim
     shade = jnp.exp(_each(jnp.log1p(setting.shading) * uniform(keys[3], 0.0, 1.0, (4,))) * shade)
-    image = (image + SIGNAL) * shade
+    image = (image + _each(SIGNAL)) * shade
     which = _each(chance(keys[4], 0.6, (4,)))
     image = image + which * (_thickened(keys[5], image) - image)
     grain = jax.random.normal(keys[6], image.shape, jnp.float16).astype(jnp.float32)
     image = image + _each(uniform(keys[7], 0.0, setting.noise, (4,))) * grain
     gamma = jnp.exp(uniform(keys[8], -0.25, 0.25, (4,)))
-    return _z_scored(jnp.power(jnp.maximum(image, 0.05) / SIGNAL, _each(gamma)), brain)
+    return _z_scored(jnp.power(jnp.maximum(image, 0.05) / _each(SIGNAL), _each(gamma)), brain)
 
 
 def _thickened(key: Array, image: Array) -> Array:

@@ -1,6 +1,7 @@
 """Simulated heads as batches to train on, and as scans to hold out."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from brainseg_runtime.nifti import write_image, write_labels
 from brainseg_runtime.spec import ModelSpec
 
 from brainseg_trainer.config import TrainConfig
-from brainseg_trainer.simulation.heads import Generator, generator
+from brainseg_trainer.simulation.heads import Generator, cut, generator
 from brainseg_trainer.simulation.ingredients import SPACING_MM, Ingredients
 from brainseg_trainer.simulation.setting import OTHER, USUAL, Setting
 from brainseg_trainer.task import BRATS_WORDS
@@ -20,8 +21,10 @@ from brainseg_trainer.task import BRATS_WORDS
 __all__ = ["SimulatedBatches", "write_held_out"]
 
 MODALITIES = tuple(BRATS_WORDS)
-STEPS, CALM = 0, 1
-"""Streams of random numbers that must not meet: batches of steps, and those that norms are measured on."""
+STEPS, CALM, HEADS = 0, 1, 2
+"""Streams of random numbers that must not meet: batches of steps, and those that norms are measured on; their
+heads have two more.
+"""
 SHAPE = (80, 96, 128)
 """Of scans that are held out: a head of 150 x 180 x 155 mm."""
 UNITS = 256
@@ -37,7 +40,12 @@ HELD_OUT: dict[str, Setting] = {
 
 
 class SimulatedBatches:
-    """Draws the batch of any step; the same step gives the same batch."""
+    """Draws the batch of any step; the same step gives the same batch.
+
+    Every tile of a batch comes from a head of its own. Where tiles are smaller than a head, a head serves as
+    many steps in a row as a batch has tiles, another tile of it each time: to draw one takes longer than to
+    learn from it.
+    """
 
     def __init__(self, ingredients: Path, spec: ModelSpec, config: TrainConfig) -> None:
         """Raises ``ScanRefused`` ``E_SPACING`` and ``UsageRefused`` where the configuration asks for more."""
@@ -53,18 +61,40 @@ class SimulatedBatches:
                 f"heads are simulated with voxels of {SPACING_MM} mm, not {config.data.spacing}.",
                 "Set data.spacing to that.",
             )
-        self._draw: Generator = generator(Ingredients.load(ingredients), config.data.tile, USUAL)
+        if any(n > most for n, most in zip(config.data.tile, SHAPE, strict=True)):
+            raise UsageRefused(
+                "E_USAGE",
+                f"simulated heads have {SHAPE} voxels, a tile of {config.data.tile} does not fit.",
+                "Make data.tile smaller.",
+            )
+        self._draw: Generator = generator(Ingredients.load(ingredients), SHAPE, USUAL)
+        self._cut = partial(cut, tile=config.data.tile, tumour=config.data.tumour)
         self._seed, self._batch = config.seed, config.training.batch
+        self._heads: dict[tuple[int, int], tuple[jax.Array, jax.Array]] = {}
         regions = [region.labels for region in spec.regions]
         self._members = [(value,) for value in spec.channels] if spec.channels else regions
         self._channels = jnp.array([MODALITIES.index(modality.name) for modality in spec.modalities])
 
     def __call__(self, step: int, *, altered: bool = True) -> tuple[jax.Array, jax.Array]:
         """Images (N, i, j, k, C) and masks (N, i, j, k, R); not ``altered``: of another stream."""
-        key = jax.random.fold_in(jax.random.key(self._seed), STEPS if altered else CALM)
-        images, labels = self._draw(jax.random.split(jax.random.fold_in(key, step), self._batch))
+        stream = STEPS if altered else CALM
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), stream), step)
+        heads = [self._head(stream, step + n) for n in range(self._batch)]
+        tiles = [
+            self._cut(k, *head) for k, head in zip(jax.random.split(key, self._batch), heads, strict=True)
+        ]
+        images, labels = (jnp.stack(part) for part in zip(*tiles, strict=True))
         masks = [jnp.isin(labels, jnp.array(members)) for members in self._members]
         return images[..., self._channels], jnp.stack(masks, axis=-1).astype(jnp.float32)
+
+    def _head(self, stream: int, number: int) -> tuple[jax.Array, jax.Array]:
+        """The head of a number, kept for the steps that follow."""
+        if (stream, number) not in self._heads:
+            key = jax.random.fold_in(jax.random.key(self._seed), HEADS + stream)
+            images, labels = self._draw(jax.random.fold_in(key, number)[None])
+            self._heads[stream, number] = images[0], labels[0]
+            self._heads.pop((stream, number - self._batch), None)
+        return self._heads[stream, number]
 
 
 def write_held_out(

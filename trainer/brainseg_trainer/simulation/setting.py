@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     """Share that has each thing that is no tumour."""
     pasted: float = 0.45
     """Share into which crops of real lesions are pasted."""
-    whole: float = 0.15
+    whole: float = 0.0
     """Share of heads whose skull nobody stripped."""
     absent: float = 0.1
     """Share of heads without T1, without T2, and again without both."""
