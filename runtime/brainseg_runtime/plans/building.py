@@ -66,7 +66,7 @@ def build(
             profile.set_shape(network.get_input(0).name, shapes.smallest, shapes.typical, shapes.largest)
             if config.add_optimization_profile(profile) < 0:
                 raise _failed(f"it takes no shapes {shapes}", said.errors)
-        watched = monitor(trt, progress)
+        watched = monitor(trt, progress, said)
         config.progress_monitor = watched
         memory = builder.build_serialized_network(network, config)
         del parser
