@@ -105,10 +105,10 @@ def free_memory(gpu: Gpu) -> int:
         ctypes.byref(context), device
     )
     if not failed:
-        failed = cuda.cuCtxPushCurrent_v2(context) or cuda.cuMemGetInfo_v2(
-            ctypes.byref(free), ctypes.byref(total)
-        )
-        cuda.cuCtxPopCurrent_v2(ctypes.byref(ignored))
+        failed = cuda.cuCtxPushCurrent_v2(context)
+        if not failed:
+            failed = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+            cuda.cuCtxPopCurrent_v2(ctypes.byref(ignored))
         cuda.cuDevicePrimaryCtxRelease_v2(device)
     if failed:
         raise EngineUnavailable(

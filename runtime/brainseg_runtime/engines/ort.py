@@ -1,5 +1,7 @@
 """ONNX Runtime: the engine that runs everywhere, on a CPU or on an NVIDIA GPU."""
 
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -50,9 +52,10 @@ class OrtEngine:
             )
         gpu = None if kind == "cpu" else find(device)
         providers: list[Any] = [provider]
+        said = ""
         if gpu is not None:
             device = gpu.device
-            _require_cuda()
+            said = _require_cuda()
             providers = [(provider, {"device_id": str(gpu.index), **CUDA_OPTIONS})]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -60,16 +63,23 @@ class OrtEngine:
         options.log_severity_level = 3
         # session.set_denormal_as_zero stays off: it changes the arithmetic of the caller's own thread.
         try:
-            session = onnxruntime.InferenceSession(graph, options, providers=providers)
+            # Before it goes on with the CPU it prints why; stdout is not its place.
+            with redirect_stdout(StringIO()) as printed:
+                session = onnxruntime.InferenceSession(graph, options, providers=providers)
         # ONNX Runtime raises a class of its own for each status code, over plain RuntimeError and Exception.
         except Exception as error:
+            if gpu is not None and _lacks_memory(error):
+                raise BudgetExceeded(
+                    "E_MEMORY", f"the model does not fit on {device}.", "Close what else runs on the GPU."
+                ) from error
             raise BundleInvalid(
                 "E_BUNDLE_DAMAGED", f"ONNX Runtime cannot load the graph: {error}.", "Export it again."
             ) from error
         if session.get_providers()[0] != provider:
             raise EngineUnavailable(
                 "E_ENGINE_DEVICE",
-                f"ONNX Runtime took {session.get_providers()[0]} where {provider} was asked for.",
+                f"ONNX Runtime took {session.get_providers()[0]} where {provider} was asked for."
+                f" {' '.join(f'{said} {printed.getvalue()}'.split())[:500]}".rstrip(),
                 "Check the installation of onnxruntime, and of CUDA and cuDNN (docs/gpu.md).",
             )
         names = [session.get_inputs()[0].name], [session.get_outputs()[0].name]
@@ -101,7 +111,7 @@ class OrtEngine:
                 names = [self._spec.output_name]
                 (logits,) = self._session.run(names, {self._spec.input_name: channels_first})
         except Exception as error:
-            if self._buffers is not None and "Failed to allocate memory" in str(error):
+            if self._buffers is not None and _lacks_memory(error):
                 raise BudgetExceeded(
                     "E_MEMORY",
                     f"tiles {tiles.shape} do not fit on {self._identity.device}.",
@@ -132,11 +142,13 @@ class Buffers:
     def run(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of tiles, (N, C, i, j, k) -> (N, R, i, j, k)."""
         if self._tiles is None or tuple(self._tiles.shape()) != tiles.shape:
-            self._tiles = self._empty(tiles.shape)
-            self._logits = self._empty((len(tiles), self._spec.output_channels, *tiles.shape[2:]))
-            self._binding.bind_ortvalue_input(self._spec.input_name, self._tiles)
+            out = (len(tiles), self._spec.output_channels, *tiles.shape[2:])
+            # Both or none: where the second does not fit, the first must not seem to have its fellow.
+            self._tiles, self._logits = self._empty(tiles.shape), self._empty(out)
             self._binding.bind_ortvalue_output(self._spec.output_name, self._logits)
         self._tiles.update_inplace(tiles)
+        # Each time anew: where the first node runs on another device, what is bound is a copy of the moment.
+        self._binding.bind_ortvalue_input(self._spec.input_name, self._tiles)
         self._session.run_with_iobinding(self._binding)
         assert self._logits is not None
         return np.array(self._logits.numpy())
@@ -145,12 +157,24 @@ class Buffers:
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device, self._index)
 
 
-def _require_cuda() -> None:
-    """Refuse an ONNX Runtime without CUDA; let one that has it find NVIDIA's libraries among the packages."""
+def _lacks_memory(error: Exception) -> bool:
+    """Whether a GPU has too little memory: said by an arena, by CUDA, by cuDNN or by cuBLAS."""
+    words = str(error).lower()
+    found = ("failed to allocate memory", "smaller than requested bytes", "out of memory", "alloc_failed")
+    return any(part in words for part in found)
+
+
+def _require_cuda() -> str:
+    """Refuse an ONNX Runtime without CUDA; let one that has it find NVIDIA's libraries among the packages.
+
+    What it says of those that it does not find.
+    """
     if PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
         raise EngineUnavailable(
             "E_ENGINE_MISSING",
             "the onnxruntime that is installed computes on CPUs only.",
             'Install it: pip uninstall -y onnxruntime && pip install "brainseg-runtime[gpu]"',
         )
-    onnxruntime.preload_dlls()
+    with redirect_stdout(StringIO()) as printed:
+        onnxruntime.preload_dlls()
+    return printed.getvalue()

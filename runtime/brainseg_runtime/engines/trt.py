@@ -1,8 +1,9 @@
 """TensorRT: a plan that was built for this GPU, two tiles in flight at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from math import prod
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from brainseg_runtime.engines.base import EngineIdentity, finite
 from brainseg_runtime.engines.cuda import DeviceBuffer, PinnedArray, Stream, free_bytes, use
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, BundleInvalid, EngineUnavailable
 from brainseg_runtime.gpu import Gpu
-from brainseg_runtime.plans.api import ICudaEngine, Runtime, TensorRT
+from brainseg_runtime.plans.api import ICudaEngine, IExecutionContext, RtxCudaEngine, Runtime, TensorRT
 from brainseg_runtime.plans.hearing import logger
 from brainseg_runtime.plans.local import LocalPlan, plan_for
 from brainseg_runtime.plans.request import Profile, largest_batch
@@ -41,8 +42,9 @@ class TrtEngine:
                 whose tensors are not named as in the spec.
             OutputUnwritable: ``E_OUTPUT`` where the plan cannot be kept.
         """
-        local = plan_for(graph, spec, precision, gpu)
+        # Before a plan is built: TensorRT builds for the GPU that the thread works on.
         use(gpu.index)
+        local = plan_for(graph, spec, precision, gpu)
         self._gpu, self._spec = gpu, spec
         self._identity = EngineIdentity(
             "trt", local.flavour.title, gpu.device, precision, local.trt.__version__
@@ -54,7 +56,7 @@ class TrtEngine:
         self._lanes: list[_Lane] = []
         try:
             for _ in range(LANES):
-                self._lanes.append(_Lane(local.trt, self._engine, spec, self._profiles))
+                self._lanes.append(_Lane(local, self._engine, spec, self._profiles))
         except BaseException:
             self.close()
             raise
@@ -96,7 +98,9 @@ class TrtEngine:
     def close(self) -> None:
         """Give back the GPU's memory; contexts go before the engine that they are of."""
         if self._engine is not None:
-            use(self._gpu.index)
+            # A GPU that failed refuses this, too; what it failed with was said when it did.
+            with suppress(BrainsegError):
+                use(self._gpu.index)
             for lane in self._lanes:
                 lane.close()
             self._lanes.clear()
@@ -114,12 +118,13 @@ class _Lane:
     """One execution context with a stream and buffers of its own; contexts must not be shared."""
 
     def __init__(
-        self, trt: TensorRT, engine: ICudaEngine, spec: ModelSpec, profiles: tuple[Profile, ...]
+        self, local: LocalPlan, engine: ICudaEngine, spec: ModelSpec, profiles: tuple[Profile, ...]
     ) -> None:
-        self._trt, self._spec, self._profiles = trt, spec, profiles
-        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self._trt, self._spec, self._profiles = local.trt, spec, profiles
+        with logger(local.trt).heard() as heard:
+            context = _context(local, engine, spec)
         if context is None:
-            raise _failed("no execution context is made")
+            raise _failed("no execution context is made", heard.errors)
         self._context = context
         self._stream = Stream()
         self._inputs, self._outputs = PinnedArray(), PinnedArray()
@@ -135,7 +140,7 @@ class _Lane:
             out = (shape[0], self._spec.output_channels, *shape[2:])
             pinned_in, pinned_out = self._inputs.shaped(shape), self._outputs.shaped(out)
             if shape != self._shape:
-                self._arrange(shape, out)
+                self._arrange(shape, out, heard.errors)
             pinned_in[...] = tiles
             self._stream.upload(self._device_inputs, self._inputs)
             if not self._context.execute_async_v3(self._stream.handle):
@@ -161,24 +166,29 @@ class _Lane:
         """Give back memory and stream."""
         self.abandon()
         del self._context
-        for held in (self._inputs, self._outputs, self._device_inputs, self._device_outputs, self._scratch):
-            held.close()
-        self._stream.close()
+        buffers = self._inputs, self._outputs, self._device_inputs, self._device_outputs, self._scratch
+        for held in (*buffers, self._stream):
+            with suppress(BrainsegError):
+                held.close()
 
-    def _arrange(self, shape: tuple[int, ...], out: tuple[int, ...]) -> None:
-        """Make the context ready for tiles of a shape, and see that they fit before anything runs."""
+    def _arrange(self, shape: tuple[int, ...], out: tuple[int, ...], errors: list[str]) -> None:
+        """Make the context ready for tiles of a shape, and see that they fit before anything runs.
+
+        ``errors`` is what TensorRT complains of meanwhile.
+        """
         self._shape = ()
         context, stream = self._context, self._stream.handle
         profile = next(n for n, bounds in enumerate(self._profiles) if bounds.holds(shape))
         if profile != self._profile and not context.set_optimization_profile_async(profile, stream):
-            raise _failed(f"profile {profile} is not taken")
+            raise _failed(f"profile {profile} is not taken", errors)
         self._profile = profile
         self._stream.wait()
         names = self._spec.input_name, self._spec.output_name
-        if not context.set_input_shape(names[0], shape) or context.infer_shapes():
-            raise _failed(f"the shape {shape} is not taken")
+        if not context.set_input_shape(names[0], shape) or _unsettled(context):
+            raise _failed(f"the shape {shape} is not taken", errors)
         if tuple(context.get_tensor_shape(names[1])) != out:
             raise _failed(f"{tuple(context.get_tensor_shape(names[1]))} comes out, where {out} should")
+        complaints = len(errors)
         scratch = max(256, context.update_device_memory_size_for_shapes())
         sizes = (4 * prod(shape), 4 * prod(out), scratch)
         buffers = (self._device_inputs, self._device_outputs, self._scratch)
@@ -197,6 +207,9 @@ class _Lane:
         for buffer, size in zip(buffers, sizes, strict=True):
             buffer.reserve(size)
         context.set_device_memory(self._scratch.pointer, self._scratch.bytes)
+        # Neither call says otherwise that it failed: one gives 0, as for a plan that needs none, one nothing.
+        if errors[complaints:]:
+            raise _failed(f"{self._scratch.bytes} bytes of memory are not taken", errors)
         taken = zip(names, (self._device_inputs, self._device_outputs), strict=True)
         if not all(context.set_tensor_address(name, buffer.pointer) for name, buffer in taken):
             raise _failed("an address is not taken")
@@ -228,8 +241,40 @@ def _require_tensors(trt: TensorRT, engine: ICudaEngine, spec: ModelSpec) -> Non
         )
 
 
-def _failed(what: str, errors: list[str] | None = None) -> EngineUnavailable:
+def _context(local: LocalPlan, engine: ICudaEngine, spec: ModelSpec) -> IExecutionContext | None:
+    """A context without memory of its own, which would be that of the plan's largest shapes."""
+    trt = local.trt
+    own = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if local.flavour.name != "rtx":
+        return engine.create_execution_context(own)
+    # TensorRT-RTX by itself exchanges kernels for better ones while it runs, and one tile would give now
+    # these logits, now those. Tiles are of one shape, and its kernels worth the wait; every head has its own.
+    strategy = trt.DynamicShapesKernelSpecializationStrategy
+    rtx = cast(RtxCudaEngine, engine)
+    config = rtx.create_runtime_config()
+    config.set_execution_context_allocation_strategy(own)
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        strategy.EAGER if spec.scheme == "tiles" else strategy.NONE
+    )
+    return rtx.create_execution_context(config)
+
+
+def _unsettled(context: IExecutionContext) -> Sequence[str]:
+    """The tensors whose shapes are not known, all being given; shapes that contradict count as well."""
+    try:
+        return context.infer_shapes()
+    except RuntimeError as error:
+        return [str(error)]
+
+
+def _failed(what: str, errors: list[str] | None = None) -> BrainsegError:
     said = f" It says: {' | '.join(errors)[:1000]}" if errors else ""
+    if "outofmemory" in said.replace(" ", "").lower():
+        return BudgetExceeded(
+            "E_MEMORY",
+            f"TensorRT: {what}.{said}",
+            "Give a smaller --batch or --tile; see what else runs there.",
+        )
     return EngineUnavailable(
         "E_ENGINE_FAILED", f"TensorRT: {what}.{said}", "Use another engine, and report it."
     )

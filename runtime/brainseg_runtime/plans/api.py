@@ -9,7 +9,7 @@ Every class and member here has the same name in TensorRT 10.13 to 11.4 and in T
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-__all__ = ["RTX_ONLY", "RUNNER", "RtxBuilderConfig", "TensorRT"]
+__all__ = ["RTX_ONLY", "RUNNER", "RtxBuilderConfig", "RtxCudaEngine", "TensorRT"]
 
 RUNNER = (
     "DataType",
@@ -23,8 +23,15 @@ RUNNER = (
 """What runs a plan; the lean library has these and nothing that builds."""
 
 
-RTX_ONLY = ("ComputeCapability", "RtxBuilderConfig")
-"""What only TensorRT-RTX has: it builds for GPUs that need not be there, so it must be told which."""
+RTX_ONLY = (
+    "ComputeCapability",
+    "DynamicShapesKernelSpecializationStrategy",
+    "RtxBuilderConfig",
+    "RtxCudaEngine",
+    "RtxRuntimeConfig",
+)
+"""What only TensorRT-RTX has: it builds for GPUs that need not be there, so it must be told which, and it
+compiles while it runs."""
 
 
 class ILogger(Protocol):
@@ -76,6 +83,12 @@ class NetworkDefinitionCreationFlag(Protocol):
     """How a network is to be read."""
 
     STRONGLY_TYPED: Any
+
+
+class PreviewFeature(Protocol):
+    """What a builder does only where it is asked to."""
+
+    RUNTIME_ACTIVATION_RESIZE_10_10: Any
 
 
 class ProfilingVerbosity(Protocol):
@@ -156,6 +169,7 @@ class IBuilderConfig(Protocol):
 
     def set_flag(self, flag: Any) -> None: ...
     def clear_flag(self, flag: Any) -> None: ...
+    def set_preview_feature(self, feature: Any, enable: bool) -> None: ...
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int: ...
 
 
@@ -220,6 +234,28 @@ class ICudaEngine(Protocol):
     def create_execution_context(self, strategy: Any) -> IExecutionContext | None: ...
 
 
+class DynamicShapesKernelSpecializationStrategy(Protocol):
+    """When TensorRT-RTX compiles kernels for a shape that it meets."""
+
+    EAGER: Any
+    NONE: Any
+
+
+class RtxRuntimeConfig(Protocol):
+    """How a context of TensorRT-RTX runs."""
+
+    dynamic_shapes_kernel_specialization_strategy: Any
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None: ...
+
+
+class RtxCudaEngine(Protocol):
+    """What ``ICudaEngine`` takes besides in TensorRT-RTX."""
+
+    def create_runtime_config(self) -> RtxRuntimeConfig: ...
+    def create_execution_context(self, runtime_config: RtxRuntimeConfig) -> IExecutionContext | None: ...
+
+
 class Runtime(Protocol):
     """Loads plans. Made without a GPU it ends the process, so ``gpu.find`` comes first."""
 
@@ -237,7 +273,9 @@ class TensorRT(Protocol):
     TensorIOMode: type[TensorIOMode]
     BuilderFlag: type[BuilderFlag]
     ComputeCapability: type[ComputeCapability]
+    DynamicShapesKernelSpecializationStrategy: type[DynamicShapesKernelSpecializationStrategy]
     NetworkDefinitionCreationFlag: type[NetworkDefinitionCreationFlag]
+    PreviewFeature: type[PreviewFeature]
     ProfilingVerbosity: type[ProfilingVerbosity]
     LayerInformationFormat: type[LayerInformationFormat]
     ExecutionContextAllocationStrategy: type[ExecutionContextAllocationStrategy]

@@ -61,12 +61,16 @@ def build(
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
             # Else the plan carries machine code that the runtime would have to be told to trust.
             config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+        else:
+            # Else a plan may ask for the memory that its largest shapes take, whatever runs. TensorRT-RTX
+            # does so by itself; whether plans for the lean library can, nobody says.
+            config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
         for shapes in profiles:
             profile = builder.create_optimization_profile()
             profile.set_shape(network.get_input(0).name, shapes.smallest, shapes.typical, shapes.largest)
             if config.add_optimization_profile(profile) < 0:
                 raise _failed(f"it takes no shapes {shapes}", said.errors)
-        watched = monitor(trt, progress)
+        watched = monitor(trt, progress, said)
         config.progress_monitor = watched
         memory = builder.build_serialized_network(network, config)
         del parser

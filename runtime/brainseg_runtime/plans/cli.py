@@ -104,6 +104,11 @@ def ready(bundle: "Bundle", precision: "Precision", device: str, flavour: "Flavo
 
     require_installed("trt", device)
     gpu = find(device)
+    # Here, since without the packages that are required it cannot be imported.
+    from brainseg_runtime.engines.cuda import use
+
+    # TensorRT builds for the GPU that the thread works on.
+    use(gpu.index)
     shown, label = 0, f"TensorRT plan for {gpu.name}"
     with typer.progressbar(length=1000, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 

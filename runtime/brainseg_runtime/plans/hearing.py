@@ -2,6 +2,8 @@
 
 # ruff: noqa: ANN401 - what TensorRT hands over has no types
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ class Heard:
 
     lines: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    signals: list[int] = field(default_factory=list)
+    """What came meanwhile, such as Ctrl-C; it takes effect when the listening ends."""
 
 
 @cache
@@ -45,17 +49,22 @@ def logger(trt: TensorRT) -> Any:
 
         @contextmanager
         def heard(self) -> Iterator[Heard]:
-            self._heard = heard = Heard()
-            try:
-                yield heard
-            finally:
-                self._heard = None
+            heard = Heard()
+            with _held_back(heard.signals):
+                self._heard = heard
+                try:
+                    yield heard
+                finally:
+                    self._heard = None
 
     return Logger()
 
 
-def monitor(trt: TensorRT, progress: Progress | None) -> Any:
-    """What the builder tells its progress to; ``stopped`` is the exception that ended it, if one did."""
+def monitor(trt: TensorRT, progress: Progress | None, heard: Heard) -> Any:
+    """What the builder tells its progress to; ``stopped`` is the exception that ended it, if one did.
+
+    The builder is called off for a signal as well. It calls from several threads at once.
+    """
     base = trt.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc, valid-type]
@@ -64,34 +73,62 @@ def monitor(trt: TensorRT, progress: Progress | None) -> Any:
         def __init__(self) -> None:
             base.__init__(self)
             self.stopped: BaseException | None = None
+            self._lock = threading.Lock()
             self._phases: dict[str, _Phase] = {}
             self._reached = 0.0
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self._phases[name] = _Phase(parent, max(1, steps))
+            with self._kept():
+                self._phases[name] = _Phase(parent, max(1, steps))
 
         def step_complete(self, name: str, step: int) -> bool:
-            if name in self._phases:
-                self._phases[name].done = step + 1
-            self._tell(name)
-            return self.stopped is None
+            with self._kept():
+                if name in self._phases:
+                    self._phases[name].done = step + 1
+                self._tell(name)
+            return self.stopped is None and not heard.signals
 
         def phase_finish(self, name: str) -> None:
-            phase = self._phases.get(name)
-            if phase is not None and phase.parent not in self._phases:
-                phase.done = phase.steps
-                self._tell(name)
-            self._phases.pop(name, None)
+            with self._kept():
+                phase = self._phases.get(name)
+                if phase is not None and phase.parent not in self._phases:
+                    phase.done = phase.steps
+                    self._tell(name)
+                self._phases.pop(name, None)
 
-        def _tell(self, name: str) -> None:
+        @contextmanager
+        def _kept(self) -> Iterator[None]:
             try:
-                self._reached = max(self._reached, _share(self._phases))
-                if progress is not None:
-                    progress(name, self._reached)
-            except BaseException as error:  # noqa: BLE001 - Ctrl-C too: raised again once the builder is done
+                with self._lock:
+                    yield
+            except BaseException as error:  # noqa: BLE001 - raised again once the builder is done
                 self.stopped = self.stopped or error
 
+        def _tell(self, name: str) -> None:
+            self._reached = max(self._reached, _share(self._phases))
+            if progress is not None:
+                progress(name, self._reached)
+
     return Monitor()
+
+
+@contextmanager
+def _held_back(came: list[int]) -> Iterator[None]:
+    """Signals are noted and take effect at the end: TensorRT swallows what is raised in what it calls."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other is interrupted, or may set handlers
+        handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    # None is a handler that Python cannot put back.
+    kept = {kind: handler for kind, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
+    for kind in kept:
+        signal.signal(kind, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for kind, handler in kept.items():
+            signal.signal(kind, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from brainseg_runtime.spec import ModelSpec
 
 __all__ = ["Profile", "Request", "bound_to", "largest_batch", "profiles_of"]
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever ``building.py`` comes to build otherwise: older plans are then not found any more."""
 
 LARGEST_HEAD, TYPICAL_HEAD = (256.0, 256.0, 256.0), (144.0, 176.0, 144.0)

@@ -53,6 +53,8 @@ def used(rtx=False):
     more = {name: members.pop(name) for name in api.RTX_ONLY}
     if rtx:
         members["IBuilderConfig"] |= more.pop("RtxBuilderConfig")
+        members["ICudaEngine"] |= more.pop("RtxCudaEngine")
+        members["IRuntimeConfig"] = more.pop("RtxRuntimeConfig")
         members |= more
     else:
         module -= set(more)

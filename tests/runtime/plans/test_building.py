@@ -1,5 +1,6 @@
 """Plans are built by TensorRT-RTX itself, which needs no GPU for that; nothing here stands in for it."""
 
+import signal
 import subprocess
 import sys
 
@@ -166,6 +167,20 @@ def test_a_build_can_be_called_off():
     with pytest.raises(Interrupted):
         build(trt, graph("fp16"), PROFILES, progress=stop)
     assert build(trt, graph("fp16"), PROFILES).plan
+
+
+def test_a_signal_ends_a_build():
+    """TensorRT swallows what is raised in what it calls: Ctrl-C calls a build off and is raised after it."""
+    sent = []
+
+    def interrupt(what, share):
+        if not sent:
+            sent.append(signal.raise_signal(signal.SIGINT))
+
+    with pytest.raises(KeyboardInterrupt):
+        build(trt, graph("fp16"), PROFILES, progress=interrupt)
+    assert sent
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_nothing_is_said_on_the_terminal():
