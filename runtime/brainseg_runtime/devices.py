@@ -257,7 +257,9 @@ def _serve(opening: partial[Segmenter], device: str, connection: Connection) -> 
         except BrainsegError as error:
             connection.send(error)
         except MemoryError:
-            connection.send(BudgetExceeded("E_MEMORY", "the model does not fit in memory.", "Give more."))
+            connection.send(
+                BudgetExceeded("E_MEMORY", f"device {device}: the model does not fit.", "Name fewer devices.")
+            )
         except Exception as error:  # noqa: BLE001
             connection.send(unexpected(f"device {device}", error))
 
