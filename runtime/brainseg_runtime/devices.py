@@ -258,10 +258,10 @@ def _serve(opening: partial[Segmenter], device: str, connection: Connection) -> 
             connection.send(error)
         except MemoryError:
             connection.send(
-                BudgetExceeded("E_MEMORY", f"device {device}: the model does not fit.", "Name fewer devices.")
+                BudgetExceeded("E_MEMORY", "the run does not fit in memory.", "Name fewer devices.")
             )
         except Exception as error:  # noqa: BLE001
-            connection.send(unexpected(f"device {device}", error))
+            connection.send(unexpected("the run", error))
 
 
 def _next(connection: Connection) -> Readable | None:
