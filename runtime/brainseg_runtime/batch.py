@@ -4,9 +4,9 @@ import resource
 import sys
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,19 @@ from brainseg_runtime.report import write_index
 from brainseg_runtime.segmenter import Computed, Ready, Segmenter
 from brainseg_runtime.volume import Segmentation, Volume
 
-__all__ = ["Done", "Failed", "Outcome", "Skipped", "exit_status", "run"]
+__all__ = [
+    "Done",
+    "Failed",
+    "Findings",
+    "Outcome",
+    "Readable",
+    "Skipped",
+    "concluded",
+    "exit_status",
+    "run",
+    "segment_each",
+    "unexpected",
+]
 
 
 @dataclass(frozen=True)
@@ -106,26 +118,70 @@ def run(
 ) -> Iterator[Outcome]:
     """Segment every scan into a folder, one outcome a scan, and write the table of volumes at the end.
 
-    With the attachment ``report`` an index of all pages is written too.
-
-    Three scans are in hand: while one is computed, the next is read and prepared and the last is labelled
-    and written. Outcomes come in the order of the scans.
+    With the attachment ``report`` an index of all pages is written too. Outcomes come in the order of the
+    scans.
 
     Raises:
         OutputUnwritable: ``E_OUTPUT``; it stops the run, since no other scan could be written either.
     """
+    outcomes = segment_each(
+        segmenter,
+        found.scans,
+        folder=folder,
+        label_scheme=label_scheme,
+        overwrite=overwrite,
+        attachments=attachments,
+    )
+    return concluded(found, outcomes, folder, attachments)
+
+
+def concluded(
+    found: Findings,
+    outcomes: Generator[Outcome, None, None],
+    folder: Path,
+    attachments: Collection[AttachmentKind],
+) -> Iterator[Outcome]:
+    """The outcomes of a run, those that were refused first; then its table, and its index if asked for."""
     yield from (Failed(scan, error) for scan, error in found.refused.items())
-    expected = segmenter.record()
-    expected["options"] = {**expected["options"], "label_scheme": label_scheme}
-
     failed = dict(found.refused)
+    try:
+        with closing(outcomes):
+            for outcome in outcomes:
+                if isinstance(outcome, Failed):
+                    failed[outcome.scan] = outcome.error
+                yield outcome
+    finally:
+        write_table(folder)
+        if "report" in attachments:
+            write_index(folder, failed)
 
-    def fail(scan: Readable, error: BrainsegError) -> Failed:
-        failed[scan.id] = error
-        return Failed(scan.id, error)
+
+def segment_each(
+    segmenter: Segmenter,
+    scans: Iterable[Readable],
+    *,
+    folder: Path,
+    label_scheme: LabelScheme,
+    overwrite: bool,
+    attachments: Collection[AttachmentKind],
+    engines: Collection[Mapping[str, Any]] = (),
+) -> Generator[Outcome, None, None]:
+    """Segment scans as they come, one outcome a scan, in their order.
+
+    Three scans are in hand: while one is computed, the next is read and prepared and the last is labelled
+    and written. The next is asked for just before one is computed. Results of the same model by other
+    ``engines``, as their records name them, stand too.
+
+    Raises:
+        OutputUnwritable: ``E_OUTPUT``.
+    """
+    told = segmenter.record()
+    options = {**told["options"], "label_scheme": label_scheme}
+    others = [engine for engine in engines if engine != told["engine"]]
+    accepted = [{**told, "options": options, "engine": engine} for engine in (told["engine"], *others)]
 
     def fetch(scan: Readable) -> Fetched:
-        if not overwrite and _stands(scan, folder, expected, attachments):
+        if not overwrite and _stands(scan, folder, accepted, attachments):
             return Skipped(scan.id)
         started = time.perf_counter()
         volume = scan.read()
@@ -146,33 +202,28 @@ def run(
         except OutputUnwritable:
             raise
         except BrainsegError as error:
-            return fail(scan, error)
+            return Failed(scan.id, error)
         except MemoryError:
-            return fail(scan, _no_memory(scan))
+            return Failed(scan.id, _no_memory(scan))
         # The other scans must go on whatever one of them brings to light.
         except Exception as error:  # noqa: BLE001
-            return fail(scan, _unexpected(scan, error))
+            return Failed(scan.id, unexpected(f"scan {scan.id}", error))
 
     def outcome(scan: Readable, begun: Future[Done] | Skipped | Failed) -> Outcome:
         return settle(scan, begun.result) if isinstance(begun, Future) else begun
 
-    try:
-        with (
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writer,
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader,
-        ):
-            behind: Callable[[], Outcome] | None = None
-            for scan, fetched in _one_ahead(reader, fetch, found.scans):
-                begun = settle(scan, partial(begin, scan, fetched))
-                if behind is not None:
-                    yield behind()
-                behind = partial(outcome, scan, begun)
+    with (
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writer,
+        ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader,
+    ):
+        behind: Callable[[], Outcome] | None = None
+        for scan, fetched in _one_ahead(reader, fetch, scans):
+            begun = settle(scan, partial(begin, scan, fetched))
             if behind is not None:
                 yield behind()
-    finally:
-        write_table(folder)
-        if "report" in attachments:
-            write_index(folder, failed)
+            behind = partial(outcome, scan, begun)
+        if behind is not None:
+            yield behind()
 
 
 def exit_status(outcomes: Sequence[object]) -> int:
@@ -211,22 +262,27 @@ def _finish(
 
 
 def _one_ahead(
-    reader: ThreadPoolExecutor, fetch: Callable[[Readable], Fetched], scans: Sequence[Readable]
+    reader: ThreadPoolExecutor, fetch: Callable[[Readable], Fetched], scans: Iterable[Readable]
 ) -> Iterator[tuple[Readable, Future[Fetched]]]:
     """Each scan with its reading under way, and the next one's queued behind it."""
-    queue = deque(reader.submit(fetch, scan) for scan in scans[:1])
-    for n, scan in enumerate(scans):
-        if n + 1 < len(scans):
-            queue.append(reader.submit(fetch, scans[n + 1]))
-        yield scan, queue.popleft()
+    reading = ((scan, reader.submit(fetch, scan)) for scan in scans)
+    current = next(reading, None)
+    while current is not None:
+        following = next(reading, None)
+        yield current
+        current = following
 
 
 def _stands(
-    scan: Readable, folder: Path, expected: dict[str, object], attachments: Collection[AttachmentKind]
+    scan: Readable,
+    folder: Path,
+    accepted: Sequence[Mapping[str, Any]],
+    attachments: Collection[AttachmentKind],
 ) -> bool:
     if not result_path(folder, scan.id, ".json").is_file():
         return False
-    return is_done(folder, scan.id, {**expected, **scan.identity()}, attachments)
+    identity = scan.identity()
+    return any(is_done(folder, scan.id, {**expected, **identity}, attachments) for expected in accepted)
 
 
 def _peak_memory_mb() -> float:
@@ -246,10 +302,9 @@ def _no_memory(scan: Readable) -> BudgetExceeded:
     )
 
 
-def _unexpected(scan: Readable, error: Exception) -> BrainsegError:
+def unexpected(what: str, error: Exception) -> BrainsegError:
+    """An error that nobody thought of, met by a scan or a device."""
     # Its words may hold what stands in a file, and so a patient's name; where it arose is what helps.
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(frame.filename).name}, line {frame.lineno}"
-    return BrainsegError(
-        "E_UNEXPECTED", f"scan {scan.id}: {type(error).__name__} in {where}.", "Please report it."
-    )
+    return BrainsegError("E_UNEXPECTED", f"{what}: {type(error).__name__} in {where}.", "Please report it.")

@@ -6,7 +6,8 @@ answers at once.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -57,13 +58,18 @@ def infer(
         typer.Option(help="A named engine is a demand; auto says what it took, and why."),
     ] = "auto",
     device: Annotated[
-        str | None, typer.Option(help="Where to compute: cpu or cuda:0.", show_default="cpu; cuda:0 for trt")
+        str | None,
+        typer.Option(
+            help="Where to compute: cpu or cuda:0; cuda:0,cuda:1 is a process each.",
+            show_default="cpu; cuda:0 for trt",
+        ),
     ] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "bf16"], typer.Option(help="As far as the bundle's certificate covers it.")
     ] = "fp32",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the engine.", show_default="one a core")
+        int | None,
+        typer.Option(min=1, help="Threads of the engine.", show_default="one a core, shared by the devices"),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Tiles computed at a time.")] = 1,
     tile: Annotated[
@@ -162,12 +168,15 @@ def infer(
     from brainseg_runtime.bundle import Bundle
     from brainseg_runtime.checksums import hold, load_checksums
     from brainseg_runtime.default_model import default_model
+    from brainseg_runtime.devices import Workers, devices_of, share
+    from brainseg_runtime.engines.choice import default_device
     from brainseg_runtime.inputs import find, kind_of, require_dicom, result_kinds
     from brainseg_runtime.memory import MEGABYTE
     from brainseg_runtime.rehearsal import rehearse
     from brainseg_runtime.scans import explain, find_scans
-    from brainseg_runtime.segmenter import load
+    from brainseg_runtime.segmenter import Segmenter, load
 
+    devices = devices_of(device or default_device(engine))
     models = model or [default_model()]
     if explain_matching:
         spec = Bundle.open(models[0]).spec
@@ -189,21 +198,28 @@ def infer(
         from brainseg_runtime.plans.cli import ready
 
         for folder in models:
-            ready(Bundle.open(folder), precision, device or "cuda:0")
-    with load(
+            for one in devices:
+                ready(Bundle.open(folder), precision, one)
+    limit = None if max_memory is None else max_memory * MEGABYTE
+    threads, limit = share(devices, threads, limit)
+    opening = partial(
+        load,
         models,
         engine,
         precision=precision,
-        device=device,
         threads=threads,
         batch=batch,
         tile=tile,
         overlap=overlap,
         tta=tta,
-        max_memory=None if max_memory is None else max_memory * MEGABYTE,
+        max_memory=limit,
         require_signature=require_signature,
         timeout=timeout,
-    ) as segmenter:
+    )
+    # What --dry-run tells is the same on every device, but for what is free on its GPU.
+    alone = len(devices) == 1 or dry_run
+    opened: Segmenter | Workers = opening(device=devices[0]) if alone else Workers(opening, devices)
+    with opened as segmenter:
         say = _speaker(as_json, quiet)
         start = {**segmenter.record(), "engine_choice": segmenter.why, "input": kind, "default": not model}
         say({"event": "start", **start})
@@ -212,18 +228,14 @@ def infer(
             found = hold(found, load_checksums(checksums))
         outcomes: list[Outcome | Planned] = []
         total = len(found.scans) + len(found.refused)
-        results = (
-            rehearse(segmenter, found)
-            if dry_run
-            else run(
-                segmenter,
-                found,
-                output,
-                label_scheme=label_scheme,
-                overwrite=overwrite,
-                attachments=attachments,
+        results: Iterator[Outcome | Planned]
+        if dry_run and isinstance(segmenter, Segmenter):
+            results = rehearse(segmenter, found)
+        else:
+            segment = segmenter.run if isinstance(segmenter, Workers) else partial(run, segmenter)
+            results = segment(
+                found, output, label_scheme=label_scheme, overwrite=overwrite, attachments=attachments
             )
-        )
         with typer.progressbar(results, length=total, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
             for outcome in bar:
                 outcomes.append(outcome)

@@ -1,7 +1,7 @@
 """What can go wrong, under stable codes, and which exit status each kind of failure ends a run with."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 __all__ = [
     "CODES",
@@ -71,6 +71,7 @@ CODES: Mapping[str, str] = {
     "E_ENGINE_MISSING": "the engine is not installed",
     "E_ENGINE_DEVICE": "the engine does not run on the device that was asked for",
     "E_ENGINE_FAILED": "the engine failed while it computed",
+    "E_ENGINE_DIED": "the process that computes on one of several devices ended before its work was done",
     "E_PLAN": "TensorRT does not build the plan, or what it built is not what was asked for",
     "E_PLAN_CACHE": "others could write into the folder of TensorRT plans",
     "E_NOT_BUNDLE": "the folder is not a bundle",
@@ -117,6 +118,10 @@ class BrainsegError(Exception):
         self.received = received
         self.remedy = remedy
         super().__init__(f"{code}: {received} {remedy}".rstrip())
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
+        """How it goes from one process to another: an exception would travel as its one line."""
+        return type(self), (self.code, self.received, self.remedy)
 
 
 class UsageRefused(BrainsegError, ValueError):

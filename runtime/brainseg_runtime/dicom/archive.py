@@ -4,6 +4,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from brainseg_runtime.errors import ScanRefused
@@ -20,6 +21,21 @@ MAX_RATIO = 200
 
 
 @dataclass(frozen=True)
+class Archive:
+    """A zip archive; a process that it is sent to opens it anew."""
+
+    path: Path
+
+    @cached_property
+    def opened(self) -> zipfile.ZipFile:
+        """The archive, open."""
+        return zipfile.ZipFile(self.path)
+
+    def __getstate__(self) -> dict[str, Path]:
+        return {"path": self.path}
+
+
+@dataclass(frozen=True)
 class Stored:
     """One file, on disk or inside a zip archive."""
 
@@ -29,7 +45,7 @@ class Stored:
     """Of the file, or of the archive that holds it."""
     root: Path | None = None
     """The folder that a link must not leave."""
-    archive: zipfile.ZipFile | None = None
+    archive: Archive | None = None
 
     def read(self) -> bytes:
         """All bytes of the file.
@@ -75,11 +91,12 @@ def _in_folder(folder: Path) -> Iterator[Stored]:
 
 
 def _in_archive(path: Path) -> Iterator[Stored]:
+    archive = Archive(path)
     try:
-        archive = zipfile.ZipFile(path)
+        listed = archive.opened.infolist()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise _bad_zip(f"cannot be read ({error})") from error
-    members = [member for member in archive.infolist() if not member.is_dir()]
+    members = [member for member in listed if not member.is_dir()]
     _check_archive(members, path.stat().st_size)
     for member in members:
         if not any(_is_hidden(part) for part in PurePosixPath(member.filename).parts):
@@ -103,14 +120,16 @@ def _check_archive(members: list[zipfile.ZipInfo], stored: int) -> None:
             raise _bad_zip("is encrypted")
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    size = archive.getinfo(name).file_size
-    if size > MAX_FILE_BYTES:
-        raise _too_big("a file of the archive", size)
+def _member(archive: Archive, name: str) -> bytes:
     try:
+        size = archive.opened.getinfo(name).file_size
+        if size > MAX_FILE_BYTES:
+            raise _too_big("a file of the archive", size)
         # ZipFile gives no more than the size that was checked, and compares the checksum at its end.
-        with archive.open(name) as file:
+        with archive.opened.open(name) as file:
             return file.read()
+    except ScanRefused:
+        raise
     except Exception as error:  # zipfile fails in many ways on damaged archives
         raise _bad_zip(f"is damaged ({type(error).__name__})") from error
 
