@@ -30,7 +30,7 @@ setup: $(INSTALLED)  ## make .venv with everything, from requirements.lock
 $(INSTALLED): requirements.lock $(wildcard */pyproject.toml) | $(filter .tools/%,$(UV))
 	$(UV) venv --quiet --clear --python $(PYTHON) .venv
 	$(UV) pip install --quiet --python .venv --require-hashes -r requirements.lock
-	$(UV) pip install --quiet --python .venv --no-deps -e runtime -e trainer -e export
+	$(UV) pip install --quiet --python .venv --no-deps -e runtime -e trainer -e export -e glioma
 	@touch $@
 
 demo: setup  ## synthetic scans, training, export, inference on unseen scans, Dice: under 5 minutes

@@ -40,7 +40,7 @@ from benchmarks.report import table
 
 BEGIN, END = "<!-- score: begin -->", "<!-- score: end -->"
 REGIONS = ("WT", "TC", "ET")
-REGISTERED = ("--resample-to", "t1c", "--register", "--preview")
+REGISTERED = ("--resample-to", "t1c", "--register")
 HEALTHY = 6
 """Heads without a tumour that are drawn of each kind."""
 
@@ -89,6 +89,10 @@ PATIENTS = (
         for number in ("0001", "0002", "0006")
     ),
 )
+
+
+SHOWN = [patient.name for patient in PATIENTS if patient.name.startswith("TCGA")]
+"""Whose images may be shown: CC BY 3.0."""
 
 
 def stage(patients: Sequence[Patient], data: Path, folder: Path) -> None:
@@ -284,7 +288,7 @@ def main(
         healthy(data, folder / "healthy")
         scored = whole_scans(segmenter, folder / "patients")
         if picture:
-            draw_comparison(scored, picture)
+            draw_comparison([case for case in scored if case.scan in SHOWN], picture)
         text = page(
             opened,
             segmenter.engine.identity,
@@ -294,9 +298,6 @@ def main(
             run(opened.folder, folder / "patients" / PATIENTS[0].name, folder / "out"),
             run(opened.folder, folder / "native", folder / "out", *REGISTERED),
         )
-        if picture:
-            kept = picture.with_name(f"{picture.stem}-native.png")
-            kept.write_bytes((folder / "out" / "native_seg.png").read_bytes())
     typer.echo(text)
     if write:
         before, rest = write.read_text().split(BEGIN)

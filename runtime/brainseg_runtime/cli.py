@@ -49,7 +49,7 @@ def infer(
             "--model",
             "-m",
             help="The bundle to run; several are averaged.",
-            show_default="brainseg-glioma, if installed",
+            show_default="brainseg-glioma, of the extra model",
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("out"),

@@ -22,6 +22,6 @@ def default_model() -> Path:
         raise EngineUnavailable(
             "E_EXTRA_MISSING",
             f"no model was named, and {DISTRIBUTION}, the default one, is not installed.",
-            f"Name a bundle (--model), or install {DISTRIBUTION}.",
+            'Name a bundle (--model), or: pip install "brainseg-runtime[model]".',
         )
     return Path(found.origin).parent / "bundle"

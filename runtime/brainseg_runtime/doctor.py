@@ -18,6 +18,7 @@ __all__ = ["Finding", "examine", "exit_status"]
 PACKAGES = ("brainseg-runtime", "numpy", "nibabel", "isal", "typer")
 
 EXTRAS = {
+    "model": ("brainseg-glioma", "a model where none is named"),
     "report": ("pillow", "pictures"),
     "dicom": ("pydicom", "DICOM in and out"),
     "register": ("simpleitk", "--register"),

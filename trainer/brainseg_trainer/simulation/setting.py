@@ -30,7 +30,7 @@ class Setting(NamedTuple):
     """Deviation of every tissue's mean."""
     texture: float = 1.0
     """Largest factor on the measured texture."""
-    shading: float = 0.35
+    shading: float = 0.6
     """Largest part by which coils shade the signal."""
     noise: float = 0.15
     """Largest deviation of white noise."""
