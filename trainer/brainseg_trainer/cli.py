@@ -123,13 +123,13 @@ def networks(
     from brainseg_trainer.networks.cost import cost_of
 
     names = [config] if config else [name for name in RECIPES if not name.startswith("demo")]
-    typer.echo("recipe       network      tile         batch  parameters  GMAC a tile  step GB  answer GB")
+    typer.echo("recipe          network      tile         batch  parameters  GMAC a tile  step GB  answer GB")
     for name in names:
         settings = load(name)
         cost = cost_of(settings)
         tile = "x".join(str(n) for n in settings.data.tile)
         typer.echo(
-            f"{settings.name:12} {settings.network.preset:12} {tile:12} {settings.training.batch:5} "
+            f"{settings.name:15} {settings.network.preset:12} {tile:12} {settings.training.batch:5} "
             f"{cost.parameters / 1e6:9.2f} M {cost.multiplications / 1e9:12.1f} "
             f"{cost.training_bytes / 1e9:8.1f} {cost.inference_bytes / 1e9:10.2f}"
         )
