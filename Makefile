@@ -93,11 +93,10 @@ cubes: setup  ## CUBES=<folder of lesion crops>: train on real lesions, score on
 NAMED = $(if $(filter data/synthetic,$(DATA)),$(error name the folder of the real data: DATA=<folder>),$(DATA))
 SHIPPED := glioma/brainseg_glioma/bundle
 
-default-model: setup  ## DATA=<folder of real data>: simulate, train, tune and score a model; it becomes that of brainseg-glioma
+default-model: setup  ## DATA=<folder of real data>: simulate, train and score a model; it becomes that of brainseg-glioma
 	$(BIN)/brainseg-train simulation gather $(addprefix $(NAMED)/,synthseg-labels mni152-nilearn brats2020-lesion-cubes) -o data/heads
 	$(BIN)/brainseg-train simulation scans data/heads --count 6
 	$(BIN)/brainseg-train fit data/heads --run runs/glioma --config brainseg-glioma
-	$(BIN)/brainseg-train tune runs/glioma data/heads
 	$(BIN)/brainseg-export bundle runs/glioma -o bundles/glioma --licence glioma/LICENSE
 	$(BIN)/python -m benchmarks.real $(NAMED) -m bundles/glioma --write glioma/README.md --picture docs/default-model.png
 	$(BIN)/brainseg-export bundle runs/glioma -o $(SHIPPED) --licence glioma/LICENSE --notes glioma/README.md

@@ -89,8 +89,6 @@ PATIENTS = (
         for number in ("0001", "0002", "0006")
     ),
 )
-
-
 SHOWN = [patient.name for patient in PATIENTS if patient.name.startswith("TCGA")]
 """Whose images may be shown: CC BY 3.0."""
 

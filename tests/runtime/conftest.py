@@ -1,5 +1,6 @@
 """What tests of the runtime share."""
 
+import signal
 import sys
 
 import pytest
@@ -18,3 +19,20 @@ def brainseg(monkeypatch, capsys):
         return ended.value.code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def infer(monkeypatch, capfd):
+    """Run ``brainseg-infer`` in this process: (status, stdout, stderr)."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["brainseg-infer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.infer_main()
+        out, err = capfd.readouterr()
+        return ended.value.code, out, err
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -10,25 +10,8 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from brainseg_runtime import cli, default_model
+from brainseg_runtime import default_model
 from toys import toy_bundle, toy_volume, write_scan
-
-
-@pytest.fixture
-def infer(monkeypatch, capfd):
-    """Run ``brainseg-infer`` in this process: (status, stdout, stderr)."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["brainseg-infer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.infer_main()
-        out, err = capfd.readouterr()
-        return ended.value.code, out, err
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from brainseg_runtime import cli
 from brainseg_runtime.batch import Done, Failed, Skipped, exit_status, run, segment_each
 from brainseg_runtime.devices import Workers, devices_of, share
 from brainseg_runtime.engines.function import FunctionEngine
@@ -41,21 +40,15 @@ def scans(tmp_path):
 
 
 @pytest.fixture
-def infer(monkeypatch, capfd):
-    """Run ``brainseg-infer --json`` in this process: (status, events, stderr)."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+def infer(infer):
+    """Run ``brainseg-infer --json`` in this process: (status, events, stderr); no other process is left."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["brainseg-infer", "--json", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.infer_main()
-        out, err = capfd.readouterr()
+        status, out, err = infer("--json", *arguments)
         assert multiprocessing.active_children() == []
-        return ended.value.code, [json.loads(line) for line in out.splitlines()], err
+        return status, [json.loads(line) for line in out.splitlines()], err
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return call
 
 
 def workers(bundle, devices=("cpu", "cpu")):

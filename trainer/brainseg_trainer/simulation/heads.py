@@ -58,9 +58,9 @@ def _head(key: Array, stock: Stock, shape: tuple[int, int, int], setting: Settin
 def cut(
     key: Array, image: Array, labels: Array, *, tile: tuple[int, int, int], tumour: float
 ) -> tuple[Array, Array]:
-    """A tile of an image (i, j, k, 4) and its labels: around a voxel of tumour as often as ``tumour`` says.
+    """A tile (a, b, c) of an image (i, j, k, 4) and of its labels (i, j, k): (a, b, c, 4) and (a, b, c).
 
-    Else, and where there is none, anywhere in the head.
+    Around a voxel of tumour in a share ``tumour`` of the cases; else, and where there is none, anywhere.
     """
     keys = jax.random.split(key, 4)
     size, room = jnp.array(tile), jnp.array([n - t for n, t in zip(labels.shape, tile, strict=True)])

@@ -21,12 +21,10 @@ from brainseg_trainer.task import BRATS_WORDS
 __all__ = ["SimulatedBatches", "write_held_out"]
 
 MODALITIES = tuple(BRATS_WORDS)
-STEPS, CALM, HEADS = 0, 1, 2
-"""Streams of random numbers that must not meet: batches of steps, and those that norms are measured on; their
-heads have two more.
-"""
+STEPS, CALM = 0, 1
+"""Streams of random numbers that must not meet: batches of steps, and those that norms are measured on."""
 SHAPE = (80, 96, 128)
-"""Of scans that are held out: a head of 150 x 180 x 155 mm."""
+"""Voxels (i, j, k) of a head: 150 x 180 x 155 mm."""
 UNITS = 256
 """Steps that a deviation of intensity is written in."""
 
@@ -78,11 +76,9 @@ class SimulatedBatches:
     def __call__(self, step: int, *, altered: bool = True) -> tuple[jax.Array, jax.Array]:
         """Images (N, i, j, k, C) and masks (N, i, j, k, R); not ``altered``: of another stream."""
         stream = STEPS if altered else CALM
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._seed), stream), step)
-        heads = [self._head(stream, step + n) for n in range(self._batch)]
-        tiles = [
-            self._cut(k, *head) for k, head in zip(jax.random.split(key, self._batch), heads, strict=True)
-        ]
+        _, key = self._keys(stream)
+        keys = jax.random.split(jax.random.fold_in(key, step), self._batch)
+        tiles = [self._cut(k, *self._head(stream, step + n)) for n, k in enumerate(keys)]
         images, labels = (jnp.stack(part) for part in zip(*tiles, strict=True))
         masks = [jnp.isin(labels, jnp.array(members)) for members in self._members]
         return images[..., self._channels], jnp.stack(masks, axis=-1).astype(jnp.float32)
@@ -90,11 +86,15 @@ class SimulatedBatches:
     def _head(self, stream: int, number: int) -> tuple[jax.Array, jax.Array]:
         """The head of a number, kept for the steps that follow."""
         if (stream, number) not in self._heads:
-            key = jax.random.fold_in(jax.random.key(self._seed), HEADS + stream)
+            key, _ = self._keys(stream)
             images, labels = self._draw(jax.random.fold_in(key, number)[None])
             self._heads[stream, number] = images[0], labels[0]
             self._heads.pop((stream, number - self._batch), None)
         return self._heads[stream, number]
+
+    def _keys(self, stream: int) -> jax.Array:
+        """Two keys of a stream: that of its heads, and that of where tiles are cut."""
+        return jax.random.split(jax.random.fold_in(jax.random.key(self._seed), stream))
 
 
 def write_held_out(
