@@ -36,7 +36,7 @@ def looks(key: Array, tumour: Array, stock: Stock, setting: Setting) -> tuple[Ar
     """Appearances of one crop, what it does not show from others; and labels that agree with them."""
     keys = jax.random.split(key, 14)
     own = choice(keys[0], stock.known[:, GREY])
-    dull = chance(keys[1], 0.2)
+    dull = chance(keys[1], 0.25)
     cystic = chance(keys[2], 0.3)
 
     def donor(key: Array, part: int, allowed: Array) -> Array:

@@ -1,5 +1,7 @@
 """Real lesions in a simulated head: crops where they were, their rims fading into it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +11,7 @@ from brainseg_trainer.simulation.setting import Setting, Stock
 
 __all__ = ["pasted"]
 
-SLOTS = 4
+SLOTS = 6
 """Crops that are pasted into a head at most."""
 
 
@@ -35,7 +37,7 @@ def pasted(
 def _paste(
     key: Array, image: Array, tumour: Array, brain: Array, first: Array, stock: Stock, wanted: Array
 ) -> tuple[Array, Array]:
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 7)
     edge = stock.crop_labels.shape[1]
     n = jax.random.randint(keys[0], (), 0, stock.crops.shape[0])
     flip = chance(keys[1], 0.5) > 0
@@ -44,14 +46,18 @@ def _paste(
     start = jnp.round((place - first) / jnp.array(SPACING_MM) - edge / 2).astype(jnp.int32)
     start = jnp.clip(start, 0, jnp.array(brain.shape) - edge)
 
-    def mirrored(part: Array) -> Array:
-        return jnp.where(flip, part[::-1], part)
+    # Voxels are as long along i as along j: a quarter turn needs no interpolation, and makes four of a crop.
+    turns = [partial(jnp.rot90, k=k) for k in range(4)]
+    turn = jax.random.randint(keys[6], (), 0, 4)
 
-    crop = mirrored(stock.crops[n].astype(jnp.float32) * CROP_STEP)
+    def turned(part: Array) -> Array:
+        return jax.lax.switch(turn, turns, jnp.where(flip, part[::-1], part))
+
+    crop = turned(stock.crops[n].astype(jnp.float32) * CROP_STEP)
     crop = crop * jnp.exp(uniform(keys[3], -0.15, 0.15, (4,))) + uniform(keys[4], -0.15, 0.15, (4,))
     crop = jnp.moveaxis(crop, -1, 0)
-    labels = mirrored(stock.crop_labels[n]).astype(jnp.int32)
-    inside = mirrored(stock.crop_inside[n]).astype(jnp.float32)
+    labels = turned(stock.crop_labels[n]).astype(jnp.int32)
+    inside = turned(stock.crop_inside[n]).astype(jnp.float32)
     below = jax.lax.dynamic_slice(brain, start, (edge,) * 3).astype(jnp.float32)
     # Fades over the four voxels that a crop has around its lesion.
     ramp = jnp.clip((jnp.minimum(jnp.arange(edge), jnp.arange(edge)[::-1]) + 0.5) / 4.0, 0.0, 1.0)
