@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from torture import bundles, dicom, faults, mixups, nifti, steady
+from torture import bundles, dicom, faults, memory, mixups, nifti, steady
 from torture.rows import Trial
 
 __all__ = ["TRIALS"]
@@ -24,5 +24,6 @@ TRIALS: Mapping[str, tuple[str, Trial]] = {
     "denials": ("Faults", faults.denied),
     "determinism": ("Steadiness", steady.determinism),
     "soak": ("Steadiness", steady.soak),
+    "memory": ("Memory", memory.budgets),
 }
 """Name -> the part of the page that it belongs to, and the trial."""

@@ -59,8 +59,10 @@ def _simpleitk(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
     reader = SimpleITK.ImageSeriesReader()
     (uid,) = reader.GetGDCMSeriesIDs(str(folder))
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), uid))
-    image = reader.Execute()
+    names = reader.GetGDCMSeriesFileNames(str(folder), uid)
+    reader.SetFileNames(names)
+    # Of one file with many frames it would make a volume of four dimensions.
+    image = SimpleITK.ReadImage(names[0]) if len(names) == 1 else reader.Execute()
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
