@@ -84,7 +84,7 @@ def soak(setup: Setup) -> Iterator[Row]:
     """Scans without end in one process: memory, threads and open files after each."""
     if not Path("/proc/self/status").exists():
         return
-    count = setup.count(200, 12)
+    count = setup.count(300, 12)
     from brainseg_runtime.engines.choice import ENGINES, installed
 
     for engine in ENGINES:
@@ -94,12 +94,12 @@ def soak(setup: Setup) -> Iterator[Row]:
         command += [str(setup.scans), str(setup.bundle), str(setup.place / "soak"), engine, str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ})
         seen = np.array(json.loads(done.stdout))
-        warm = seen[len(seen) // 2 :]  # the allocator's pools fill up first
+        warm = seen[len(seen) // 3 :]  # the allocator's pools fill up first
         first = (warm[0, 0] - seen[0, 0]) / 1000
         slope = float(np.polyfit(np.arange(len(warm)), warm[:, 0], 1)[0]) * 100 / 1000  # MB per 100 scans
         steady = len(set(warm[:, 1])) == 1 and len(set(warm[:, 2])) == 1
         found = (
-            f"{first:+.1f} MB of resident memory over the first half, then {slope:+.2f} per 100 scans, "
+            f"{first:+.1f} MB of resident memory over the first third, then {slope:+.2f} per 100 scans, "
             f"threads {warm[:, 1].min()} to {warm[:, 1].max()}, "
             f"open files {warm[:, 2].min()} to {warm[:, 2].max()}"
         )
