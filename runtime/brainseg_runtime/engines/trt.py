@@ -25,6 +25,9 @@ Array = NDArray[np.float32]
 LANES = 2
 """Parts of a batch that are in flight: while one computes, the other is copied."""
 
+ALIGNMENT = 256
+"""Bytes: where TensorRT takes a tensor to begin."""
+
 
 class TrtEngine:
     """Runs the plan of a graph on a GPU.
@@ -73,14 +76,8 @@ class TrtEngine:
             BudgetExceeded: ``E_MEMORY`` before anything runs that would not fit on the GPU.
             EngineUnavailable: ``E_ENGINE_FAILED``.
         """
-        if self._engine is None:
-            raise EngineUnavailable("E_ENGINE_FAILED", "the engine is closed.", "Load the model again.")
-        use(self._gpu.index)
         channels_first = np.moveaxis(tiles, -1, 1)
-        most = largest_batch(self._profiles, channels_first.shape)
-        if not most:
-            bounds = "; ".join(f"{p.smallest} to {p.largest}" for p in self._profiles)
-            raise _failed(f"tiles {channels_first.shape} are beyond the plan's shapes, {bounds}")
+        most = self._most(channels_first.shape)
         logits = np.empty((len(tiles), self._spec.output_channels, *tiles.shape[1:4]), dtype=np.float32)
         try:
             for n, part in enumerate(parts(len(tiles), most)):
@@ -94,6 +91,37 @@ class TrtEngine:
                 lane.abandon()
             raise
         return finite(np.moveaxis(logits, 1, -1), self._identity)
+
+    def infer_at(self, tiles: int, logits: int, shape: tuple[int, ...]) -> None:
+        """Logits of tiles at an address of the GPU, (N, C, i, j, k) -> (N, R, i, j, k) at another.
+
+        Nothing is copied, so one lane computes all, as many at once as the plan takes.
+
+        Raises:
+            BudgetExceeded: ``E_MEMORY`` before anything runs that would not fit on the GPU.
+            EngineUnavailable: ``E_ENGINE_FAILED``.
+        """
+        most, lane = self._most(shape), self._lanes[0]
+        size, out = 4 * prod(shape[1:]), 4 * self._spec.output_channels * prod(shape[2:])
+        lane.finish()
+        try:
+            for first in range(0, shape[0], most):
+                count = min(most, shape[0] - first)
+                lane.run_at(tiles + first * size, logits + first * out, (count, *shape[1:]))
+        except BaseException:
+            lane.abandon()
+            raise
+
+    def _most(self, shape: tuple[int, ...]) -> int:
+        """How many tiles of a batch (N, C, i, j, k) go at once; this thread works on the GPU from now on."""
+        if self._engine is None:
+            raise EngineUnavailable("E_ENGINE_FAILED", "the engine is closed.", "Load the model again.")
+        use(self._gpu.index)
+        most = largest_batch(self._profiles, shape)
+        if not most:
+            bounds = "; ".join(f"{p.smallest} to {p.largest}" for p in self._profiles)
+            raise _failed(f"tiles {shape} are beyond the plan's shapes, {bounds}")
+        return most
 
     def close(self) -> None:
         """Give back the GPU's memory; contexts go before the engine that they are of."""
@@ -137,16 +165,26 @@ class _Lane:
         """Upload tiles (N, C, i, j, k), run, download; ``logits`` is filled by ``finish``."""
         with logger(self._trt).heard() as heard:
             shape = tiles.shape
-            out = (shape[0], self._spec.output_channels, *shape[2:])
+            out = self._out(shape)
             pinned_in, pinned_out = self._inputs.shaped(shape), self._outputs.shaped(out)
-            if shape != self._shape:
-                self._arrange(shape, out, heard.errors)
+            own = [(self._device_inputs, 4 * prod(shape)), (self._device_outputs, 4 * prod(out))]
+            if shape != self._shape or any(buffer.bytes < size for buffer, size in own):
+                self._arrange(shape, own, heard.errors)
             pinned_in[...] = tiles
             self._stream.upload(self._device_inputs, self._inputs)
-            if not self._context.execute_async_v3(self._stream.handle):
-                raise _failed(f"tiles {shape} do not run", heard.errors)
+            self._run(self._device_inputs.pointer, self._device_outputs.pointer, heard.errors)
             self._stream.download(self._outputs, self._device_outputs)
             self._pending = pinned_out, logits
+
+    def run_at(self, tiles: int, logits: int, shape: tuple[int, ...]) -> None:
+        """Run tiles (N, C, i, j, k) that lie on the GPU, and wait; logits (N, R, i, j, k) stay there."""
+        with logger(self._trt).heard() as heard:
+            if tiles % ALIGNMENT or logits % ALIGNMENT:
+                raise _failed(f"tiles {shape} do not lie at multiples of {ALIGNMENT} bytes")
+            if shape != self._shape:
+                self._arrange(shape, [], heard.errors)
+            self._run(tiles, logits, heard.errors)
+            self._stream.wait()
 
     def finish(self) -> None:
         """Wait for what was started, if anything was."""
@@ -171,13 +209,27 @@ class _Lane:
             with suppress(BrainsegError):
                 held.close()
 
-    def _arrange(self, shape: tuple[int, ...], out: tuple[int, ...], errors: list[str]) -> None:
+    def _out(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0], self._spec.output_channels, *shape[2:])
+
+    def _run(self, tiles: int, logits: int, errors: list[str]) -> None:
+        """Have the context begin with tiles of the shape that it was made ready for."""
+        taken = (self._spec.input_name, tiles), (self._spec.output_name, logits)
+        if not all(self._context.set_tensor_address(name, address) for name, address in taken):
+            raise _failed("an address is not taken", errors)
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise _failed(f"tiles {self._shape} do not run", errors)
+
+    def _arrange(
+        self, shape: tuple[int, ...], own: list[tuple[DeviceBuffer, int]], errors: list[str]
+    ) -> None:
         """Make the context ready for tiles of a shape, and see that they fit before anything runs.
 
-        ``errors`` is what TensorRT complains of meanwhile.
+        ``own`` are the buffers that the tiles need beside the context's, and their bytes; ``errors`` is what
+        TensorRT complains of meanwhile.
         """
         self._shape = ()
-        context, stream = self._context, self._stream.handle
+        context, stream, out = self._context, self._stream.handle, self._out(shape)
         profile = next(n for n, bounds in enumerate(self._profiles) if bounds.holds(shape))
         if profile != self._profile and not context.set_optimization_profile_async(profile, stream):
             raise _failed(f"profile {profile} is not taken", errors)
@@ -189,12 +241,10 @@ class _Lane:
         if tuple(context.get_tensor_shape(names[1])) != out:
             raise _failed(f"{tuple(context.get_tensor_shape(names[1]))} comes out, where {out} should")
         complaints = len(errors)
-        scratch = max(256, context.update_device_memory_size_for_shapes())
-        sizes = (4 * prod(shape), 4 * prod(out), scratch)
-        buffers = (self._device_inputs, self._device_outputs, self._scratch)
+        needed = [*own, (self._scratch, max(ALIGNMENT, context.update_device_memory_size_for_shapes()))]
         # What has to grow is given back first, so a buffer counts only while it is kept.
-        growing = sum(size for buffer, size in zip(buffers, sizes, strict=True) if size > buffer.bytes)
-        for buffer, size in zip(buffers, sizes, strict=True):
+        growing = sum(size for buffer, size in needed if size > buffer.bytes)
+        for buffer, size in needed:
             if size > buffer.bytes:
                 buffer.close()
         if growing > (free := free_bytes()):
@@ -204,15 +254,12 @@ class _Lane:
                 "are free.",
                 "Give a smaller --batch or --tile, or close what else runs on the GPU.",
             )
-        for buffer, size in zip(buffers, sizes, strict=True):
+        for buffer, size in needed:
             buffer.reserve(size)
         context.set_device_memory(self._scratch.pointer, self._scratch.bytes)
         # Neither call says otherwise that it failed: one gives 0, as for a plan that needs none, one nothing.
         if errors[complaints:]:
             raise _failed(f"{self._scratch.bytes} bytes of memory are not taken", errors)
-        taken = zip(names, (self._device_inputs, self._device_outputs), strict=True)
-        if not all(context.set_tensor_address(name, buffer.pointer) for name, buffer in taken):
-            raise _failed("an address is not taken")
         self._shape = shape
 
 
