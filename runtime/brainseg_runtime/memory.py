@@ -5,18 +5,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from brainseg_runtime.certainty import levels
 from brainseg_runtime.errors import BudgetExceeded
 from brainseg_runtime.geometry import Shape
-from brainseg_runtime.resident import Back
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import Tiling
 
-__all__ = ["MEGABYTE", "Plan", "halves", "machine_memory", "plan"]
+__all__ = ["MEGABYTE", "Back", "Plan", "halves", "machine_memory", "plan"]
 
 MEGABYTE = 1_000_000
+
+Back = Literal["labels", "logits"]
+"""What leaves a GPU that a scan stays on."""
 
 PROCESS = 350 * MEGABYTE
 """Interpreter, libraries, weights twice: as read and as the engine packs them."""

@@ -6,7 +6,6 @@ comes from the same ``Placement`` and ``Tiling``.
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +14,13 @@ from brainseg_runtime.engines.base import DeviceEngine, not_finite
 from brainseg_runtime.engines.timed import Deadline
 from brainseg_runtime.kernels.card import Card
 from brainseg_runtime.kernels.steps import Steps, Uploaded
+from brainseg_runtime.memory import Back, Plan
 from brainseg_runtime.preprocess import Examined
 from brainseg_runtime.spec import ModelSpec
-from brainseg_runtime.tiles import Tiling
 
-__all__ = ["Back", "Decided", "comes_back", "compute"]
+__all__ = ["Decided", "Resident", "comes_back"]
 
 Array = NDArray[np.float32]
-Back = Literal["labels", "logits"]
-"""What leaves the GPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,57 +42,58 @@ def comes_back(spec: ModelSpec, probabilities: bool) -> Back:
     return "labels" if spec.activation == "sigmoid" and not spec.types and not probabilities else "logits"
 
 
-def compute(
-    data: Array,
-    examined: Examined,
-    spec: ModelSpec,
-    engine: DeviceEngine,
-    card: Card,
-    tiling: Tiling,
-    batch: int,
-    back: Back,
-    deadline: Deadline | None = None,
-) -> Decided | Array:
-    """A raw scan (I, J, K, C) -> its labels and counts, or the logits of its grid (i, j, k, R).
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """An engine, and the card in whose memory it computes."""
 
-    Tiles are computed ``batch`` at a time; memory does not grow with their number.
+    engine: DeviceEngine
+    card: Card
 
-    Raises:
-        BudgetExceeded: ``E_MEMORY``; ``E_TIMEOUT`` before a pass, or after one, that lies beyond the deadline.
-        EngineUnavailable: ``E_ENGINE_FAILED``, also for logits that are not finite.
-    """
-    card.begin()
-    grid, channels, regions = examined.placement.grid, len(spec.modalities), spec.output_channels
-    batch = min(batch, len(tiling))
-    # In this order from scan to scan, the largest first, so that memory that is kept fits again.
-    scan = Uploaded.of(data, card.put)
-    tiles = card.zeros(4 * batch * channels * tiling.voxels)
-    answers = card.zeros(4 * batch * regions * tiling.voxels)
-    logits = card.zeros(4 * regions * prod(grid))
-    brain = card.zeros(prod(examined.placement.box_shape))
-    labels = card.zeros(prod(data.shape[:3]))
-    bad = card.zeros(4)
-    steps = Steps(spec, examined.placement, examined.statistics, tiling, card.put)
-    lines = card.zeros(4 * prod(steps.lines))
-    card.run("foreground", *steps.foreground(scan, brain))
-    for first in range(0, len(tiling), batch):
+    def compute(
+        self, data: Array, examined: Examined, spec: ModelSpec, plan: Plan, deadline: Deadline | None = None
+    ) -> Decided | Array:
+        """A raw scan (I, J, K, C) -> what comes back by the plan: labels, or the grid's logits (i, j, k, R).
+
+        Tiles are computed a batch at a time; memory does not grow with their number.
+
+        Raises:
+            BudgetExceeded: ``E_MEMORY``; ``E_TIMEOUT`` before a pass, or after the last, beyond the deadline.
+            EngineUnavailable: ``E_ENGINE_FAILED``, also for logits that are not finite.
+        """
+        card, tiling, grid = self.card, plan.tiling, examined.placement.grid
+        channels, regions = len(spec.modalities), spec.output_channels
+        batch = min(plan.batch, len(tiling))
+        card.begin()
+        # In this order from scan to scan, the largest first, so that memory that is kept fits again.
+        scan = Uploaded.of(data, card.put)
+        tiles = card.zeros(4 * batch * channels * tiling.voxels)
+        answers = card.zeros(4 * batch * regions * tiling.voxels)
+        logits = card.zeros(4 * regions * prod(grid))
+        brain = card.zeros(prod(examined.placement.box_shape))
+        bad = card.zeros(4)
+        steps = Steps(spec, examined.placement, examined.statistics, tiling, card.put)
+        card.run("foreground", *steps.foreground(scan, brain))
+        for first in range(0, len(tiling), batch):
+            if deadline is not None:
+                deadline.require()
+            count = min(batch, len(tiling) - first)
+            card.run("gather", *steps.gather(scan, brain, first, count, tiles))
+            self.engine.infer_at(tiles, answers, (count, channels, *tiling.tile))
+            card.run("check", *steps.check(answers, count, bad))
+            card.run("blend", *steps.blend(answers, first, count, logits))
         if deadline is not None:
             deadline.require()
-        count = min(batch, len(tiling) - first)
-        card.run("gather", *steps.gather(scan, brain, first, count, tiles))
-        engine.infer_at(tiles, answers, (count, channels, *tiling.tile))
-        card.run("check", *steps.check(answers, count, bad))
-        card.run("blend", *steps.blend(answers, first, count, logits))
-    if card.get(bad, (1,), np.int32).any():
-        raise not_finite(engine.identity)
-    if deadline is not None:
-        deadline.require()
-    if back == "logits":
+        if card.get(bad, (1,), np.int32).any():
+            raise not_finite(self.engine.identity)
+        if plan.back == "labels":
+            return self._decided(steps, logits)
         return np.moveaxis(card.get(logits, (regions, *grid), np.float32), 0, -1)
-    card.run("decide", *steps.decide(logits, labels))
-    card.run("count", *steps.count(logits, lines))
-    i, j, k = data.shape[:3]
-    return Decided(
-        card.get(labels, (i, j, k), np.uint8),
-        card.get(lines, steps.lines, np.int32).sum(axis=(2, 3), dtype=np.int64),
-    )
+
+    def _decided(self, steps: Steps, logits: int) -> Decided:
+        """What the grid's logits (R, i, j, k) on the card say."""
+        card, (i, j, k) = self.card, steps.placement.scan.shape
+        labels, lines = card.zeros(i * j * k), card.zeros(4 * prod(steps.lines))
+        card.run("decide", *steps.decide(logits, labels))
+        card.run("count", *steps.count(logits, lines))
+        reached = card.get(lines, steps.lines, np.int32)
+        return Decided(card.get(labels, (i, j, k), np.uint8), reached.sum(axis=(2, 3), dtype=np.int64))

@@ -14,7 +14,7 @@ from brainseg_runtime import selftest
 from brainseg_runtime.bundle import Bundle, Precision
 from brainseg_runtime.certainty import Survey
 from brainseg_runtime.default_model import default_model
-from brainseg_runtime.engines.base import DeviceEngine, Engine
+from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.engines.choice import EngineName, choose, default_device, open_engine
 from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
 from brainseg_runtime.engines.timed import Deadline, TimedEngine
@@ -22,13 +22,12 @@ from brainseg_runtime.ensemble import identity_of, joint_spec
 from brainseg_runtime.errors import BudgetExceeded, BundleInvalid, UsageRefused
 from brainseg_runtime.fingerprint import fingerprint
 from brainseg_runtime.gpu import find, free_memory
-from brainseg_runtime.kernels.card import Card
 from brainseg_runtime.kernels.proof import proven
 from brainseg_runtime.labels import drop_specks
 from brainseg_runtime.memory import Plan, halves, plan
 from brainseg_runtime.preprocess import Examined, Placement, Prepared, examine, prepare, restore
 from brainseg_runtime.quality import quality_flags
-from brainseg_runtime.resident import Decided, comes_back, compute
+from brainseg_runtime.resident import Decided, Resident, comes_back
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import predict
 from brainseg_runtime.tumour_type import tumour_type
@@ -75,7 +74,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         gpu_memory: int | None = None,
         options: Mapping[str, Any] | None = None,
         timeout: float | None = None,
-        card: Card | None = None,
+        resident: Resident | None = None,
     ) -> None:
         """``batch`` tiles are computed at a time; results say ``model``, and ``why`` it is this engine.
 
@@ -83,8 +82,8 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         ``max_memory`` in bytes, by default the machine's: a scan that would take more is refused.
         ``gpu_memory`` in bytes is what was free on the GPU that the engine computes on, if it does.
         ``timeout`` in seconds of a scan's own stages; it is looked at between them and before each pass.
-        ``card`` is the GPU of a ``DeviceEngine``, for scans to stay on where ``gpu_memory`` has room; it is
-        closed with the engine.
+        ``resident`` is the engine and its GPU, for scans to stay on where ``gpu_memory`` has room; the GPU's
+        memory is given back with the engine.
         """
         self.spec = spec
         self.engine = engine
@@ -95,7 +94,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         self.gpu_memory = gpu_memory
         self.options = dict(options or {})
         self.timeout = timeout
-        self.card = card
+        self.resident = resident
 
     def plan(self, placement: Placement, *, probabilities: bool = False) -> Plan:
         """How a scan would be computed, and the memory that this would take.
@@ -111,7 +110,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             batch=self.batch,
             limit=self.max_memory,
             gpu=self.gpu_memory,
-            back=None if self.card is None else comes_back(self.spec, probabilities),
+            back=None if self.resident is None else comes_back(self.spec, probabilities),
         )
 
     def segment(self, volume: Volume, *, probabilities: bool = False) -> Segmentation:
@@ -128,7 +127,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         """The first step of ``segment``: it needs no engine, so it may run beside another scan's second."""
         started = time.perf_counter()
         prepared: Prepared | Examined
-        if self.card is None:
+        if self.resident is None:
             prepared = prepare(volume, self.spec)
             planned = self.plan(prepared.placement, probabilities=probabilities)
         else:
@@ -160,29 +159,19 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             try:
                 return batch, self._answered(ready, batch, deadline)
             except BudgetExceeded as error:
-                if self.card is not None:
-                    self.card.give_back()
+                if self.resident is not None:
+                    self.resident.card.give_back()
                 if batch == 1 or error.code != "E_MEMORY":
                     raise
         raise AssertionError("a batch has at least one tile")
 
     def _answered(self, ready: Ready, batch: int, deadline: Deadline | None) -> NDArray[np.float32] | Decided:
-        engine, tiling = self.engine, ready.plan.tiling
+        planned = replace(ready.plan, batch=batch)
         if isinstance(ready.prepared, Prepared):
-            timed = engine if deadline is None else TimedEngine(engine, deadline)
-            return predict(ready.prepared.data, timed, self.spec, batch, tiling)
-        assert self.card is not None and ready.plan.back is not None and isinstance(engine, DeviceEngine)
-        return compute(
-            ready.volume.data,
-            ready.prepared,
-            self.spec,
-            engine,
-            self.card,
-            tiling,
-            batch,
-            ready.plan.back,
-            deadline,
-        )
+            engine = self.engine if deadline is None else TimedEngine(self.engine, deadline)
+            return predict(ready.prepared.data, engine, self.spec, batch, planned.tiling)
+        assert self.resident is not None, "or the scan would have been prepared"
+        return self.resident.compute(ready.volume.data, ready.prepared, self.spec, planned, deadline)
 
     def label(self, computed: Computed) -> Segmentation:
         """The last step: labels on the scan's own grid, beside another scan's second step if need be."""
@@ -251,8 +240,8 @@ class Segmenter(AbstractContextManager["Segmenter"]):
 
     def close(self) -> None:
         """Close the engine, and give back what scans took on its GPU."""
-        if self.card is not None:
-            self.card.close()
+        if self.resident is not None:
+            self.resident.card.close()
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -312,9 +301,9 @@ def load(
     # No certificate can name every GPU, so results say what it rests on that this one computes right.
     why = choice.why if device == "cpu" else f"{choice.why}; shown to be right here by the self-test"
     told: dict[str, Any] = {"tta": True} if tta else {}
-    card: Card | None = None
+    resident: Resident | None = None
     if device != "cpu" and len(bundles) == 1 and not tta:
-        card, why_not = proven(opened[0], bundles[0].golden(), find(device))
+        resident, why_not = proven(opened[0], bundles[0].golden(), find(device))
         why += f"; its scans do not stay on the GPU: {why_not}" if why_not else ""
     if len(bundles) > 1:
         told["ensemble"] = [identity_of([bundle], spec) for bundle in bundles]
@@ -328,7 +317,7 @@ def load(
         gpu_memory=None if device == "cpu" else free_memory(find(device)) // len(opened),
         options=told,
         timeout=timeout,
-        card=card,
+        resident=resident,
     )
 
 

@@ -119,7 +119,7 @@ class OrtEngine:
         session = self._opened()
         out = (shape[0], self._spec.output_channels, *shape[2:])
         try:
-            # Each time anew: where the first node runs on another device, what is bound is a copy of the moment.
+            # Each time anew, as in ``Buffers``: what is bound may be a copy of the moment.
             binding = session.io_binding()
             binding.bind_input(self._spec.input_name, *self._memory, np.float32, list(shape), tiles)
             binding.bind_output(self._spec.output_name, *self._memory, np.float32, list(out), logits)

@@ -15,8 +15,9 @@ from brainseg_runtime.extras import there
 from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.gpu import Gpu
 from brainseg_runtime.kernels.card import Card
+from brainseg_runtime.memory import Plan
 from brainseg_runtime.preprocess import examine, prepare, restore
-from brainseg_runtime.resident import Decided, compute
+from brainseg_runtime.resident import Decided, Resident
 from brainseg_runtime.spec import Label, Modality, ModelSpec, Region
 from brainseg_runtime.tiles import Tiling, predict
 from brainseg_runtime.volume import Volume
@@ -26,8 +27,8 @@ __all__ = ["Fetching", "Summing", "prove", "proven"]
 Tiles = NDArray[np.float32]
 
 
-def proven(engine: Engine, golden: Golden, gpu: Gpu) -> tuple[Card | None, str]:
-    """The GPU for an engine's scans to stay on, if all is right there; else none, and why."""
+def proven(engine: Engine, golden: Golden, gpu: Gpu) -> tuple[Resident | None, str]:
+    """An engine with its GPU for scans to stay on, if all is right there; else none, and why."""
     if not there("cuda.bindings"):
         return None, "cuda-bindings is not installed"
     # Imported here so that importing the runtime needs no CUDA.
@@ -37,17 +38,18 @@ def proven(engine: Engine, golden: Golden, gpu: Gpu) -> tuple[Card | None, str]:
     card: Card | None = None
     try:
         card = CudaCard(gpu)
-        prove(card, engine, golden)
+        resident = Resident(engine, card)
+        prove(resident, golden)
         card.give_back()
     except BrainsegError as error:
         if card is not None:
             card.close()
         return None, str(error)
-    return card, ""
+    return resident, ""
 
 
-def prove(card: Card, engine: DeviceEngine, golden: Golden) -> None:
-    """See that a scan may stay on a card: a small one comes back as numpy has it, the known answer as certified.
+def prove(resident: Resident, golden: Golden) -> None:
+    """See that scans may stay on a card: a small one comes back as from numpy, and the known answer is met.
 
     Raises:
         EngineUnavailable: ``E_ENGINE_FAILED`` naming what differs, or where the card fails.
@@ -55,8 +57,8 @@ def prove(card: Card, engine: DeviceEngine, golden: Golden) -> None:
         BundleInvalid: ``E_SELFTEST``.
     """
     for normalisation in ("zscore", "none"):
-        _prove_kernels(card, replace(SPEC, normalisation=normalisation))
-    selftest.check(Fetching(engine, card, golden.logits.shape[-1]), golden)
+        _prove_kernels(resident.card, replace(SPEC, normalisation=normalisation))
+    selftest.check(Fetching(resident, golden.logits.shape[-1]), golden)
 
 
 def _prove_kernels(card: Card, spec: ModelSpec) -> None:
@@ -66,17 +68,18 @@ def _prove_kernels(card: Card, spec: ModelSpec) -> None:
     logits = predict(prepared.data, network, spec, BATCH, tiling)
     expected, found = Survey(spec), Survey(spec)
     labels = restore(logits, prepared.placement, expected)
-    run = volume.data, examined, spec, network, card, tiling, BATCH
-    seen, decided = compute(*run, "logits"), compute(*run, "labels")
-    assert not isinstance(seen, Decided) and isinstance(decided, Decided)
+    given, planned = (volume.data, examined, spec), Plan(tiling, BATCH, 0, back="labels")
+    decided = Resident(network, card).compute(*given, planned)
+    seen = Resident(network, card).compute(*given, replace(planned, back="logits"))
+    assert isinstance(decided, Decided), "as was asked for"
     found.count(decided.counts)
     same = {
-        "logits": np.array_equal(seen, logits),
+        "logits": not isinstance(seen, Decided) and np.array_equal(seen, logits),
         "labels": np.array_equal(decided.labels, labels),
         "counts": found.ranges(1000.0) == expected.ranges(1000.0),
     }
     try:
-        compute(*run[:3], Summing(spec, card, broken=True), *run[4:], "labels")
+        Resident(Summing(spec, card, broken=True), card).compute(*given, planned)
         same["refusal of what is not finite"] = False
     except EngineUnavailable:
         pass
@@ -109,7 +112,8 @@ def _volume() -> Volume:
     i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     inside = (i - 0.1) ** 2 + j**2 + (k + 0.1) ** 2 < 0.7
     channels = [np.where(inside, rng.normal(100, 30, shape), empty) for empty in (0.0, -3.5)]
-    return Volume(np.stack(channels, axis=-1).astype(np.float32), Geometry(shape, affine), scan="proof")
+    data = np.asfortranarray(np.stack(channels, axis=-1), dtype=np.float32)  # as files are read
+    return Volume(data, Geometry(shape, affine), scan="proof")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,24 +153,24 @@ class Summing:
 class Fetching:
     """An engine that computes on a card, with its tiles brought there and its logits fetched."""
 
-    engine: DeviceEngine
-    card: Card
+    resident: Resident
     channels: int
     """Of the logits, R."""
 
     @property
     def identity(self) -> EngineIdentity:
         """The engine's."""
-        return self.engine.identity
+        return self.resident.engine.identity
 
     def infer(self, tiles: Tiles) -> Tiles:
         """Logits of a batch of tiles, (N, i, j, k, C) -> (N, i, j, k, R)."""
-        self.card.begin()
+        card, engine = self.resident.card, self.resident.engine
+        card.begin()
         given = np.moveaxis(tiles, -1, 1)
         out = (len(given), self.channels, *given.shape[2:])
-        logits = self.card.zeros(4 * prod(out))
-        self.engine.infer_at(self.card.put(given), logits, given.shape)
-        return finite(np.moveaxis(self.card.get(logits, out, np.float32), 1, -1), self.identity)
+        logits = card.zeros(4 * prod(out))
+        engine.infer_at(card.put(given), logits, given.shape)
+        return finite(np.moveaxis(card.get(logits, out, np.float32), 1, -1), self.identity)
 
     def close(self) -> None:
         """The engine is its owner's."""
