@@ -195,7 +195,7 @@ def test_a_full_card_is_emptied_before_fewer_tiles_are_tried(library):
 @pytest.mark.parametrize("changes", [{"tile": (32, 32, 32)}, {"scheme": "whole"}], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_plan_counts_what_the_card_holds(library, changes, batch):
-    """No more is held than was planned for but for tables, and not much less; all is given back at the end."""
+    """No more is held than was planned for but for tables, and not much less; it is given back."""
     spec, card = toy_spec(working_bytes=0, spacing=(0.9, 1.0, 1.1), **changes), Cpu(library)
     volume = toy_volume(toy_geometry((40, 44, 36)))
     engine = Summing(spec, card)
