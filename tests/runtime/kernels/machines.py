@@ -62,6 +62,10 @@ class Cpu:
         return found
 
     def run(self, name, arguments, threads):
+        # As many as a GPU would start: whole blocks, of which some threads have nothing to do.
+        self.run_exactly(name, arguments, -(-threads // 256) * 256)
+
+    def run_exactly(self, name, arguments, threads):
         kernel = getattr(self._library, f"run_{name}")
         kernel.argtypes, kernel.restype = [STRUCTURES[name], ctypes.c_longlong], None
         kernel(arguments, threads)

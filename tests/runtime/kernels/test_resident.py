@@ -255,7 +255,7 @@ class Wrong(Cpu):
         self.name, self.left_out = name, left_out
 
     def run(self, name, arguments, threads):
-        super().run(name, arguments, self.left_out(threads) if name == self.name else threads)
+        self.run_exactly(name, arguments, self.left_out(threads) if name == self.name else threads)
 
 
 def test_a_card_that_is_right_is_proven(card, bundle):
