@@ -1,10 +1,12 @@
 """A scan that stays on a GPU gives what it gives elsewhere: here by the kernels' source on a CPU."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from brainseg_runtime import segmenter as chapter
+from brainseg_runtime.batch import Done, run
 from brainseg_runtime.engines.choice import Choice
 from brainseg_runtime.engines.ort import OrtEngine
 from brainseg_runtime.errors import BudgetExceeded, BundleInvalid, EngineUnavailable
@@ -13,12 +15,22 @@ from brainseg_runtime.kernels import proof
 from brainseg_runtime.kernels.proof import Fetching, Summing, prove
 from brainseg_runtime.memory import MEGABYTE
 from brainseg_runtime.resident import Decided, Resident
+from brainseg_runtime.scans import find_scans
 from brainseg_runtime.segmenter import Segmenter, load
 from brainseg_runtime.spec import Region
 from brainseg_runtime.volume import Volume
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toys import ORIENTATIONS, oblique_affine, toy_bundle, toy_geometry, toy_graph, toy_spec, toy_volume
+from toys import (
+    ORIENTATIONS,
+    oblique_affine,
+    toy_bundle,
+    toy_geometry,
+    toy_graph,
+    toy_spec,
+    toy_volume,
+    write_scan,
+)
 
 from .machines import Cpu
 
@@ -240,6 +252,24 @@ def test_labels_alone_come_back(card):
         logits = segmenter.compute(segmenter.ready(toy_volume(), probabilities=True)).answer
     assert isinstance(decided, Decided)
     assert logits.shape[-1] == spec.output_channels
+
+
+@pytest.mark.parametrize("attachments", [(), ("probabilities",)], ids=str)
+def test_a_folder_of_scans_gives_the_files_of_the_host(card, tmp_path, attachments):
+    """With one scan read beside the one computed and one written; maps come where they are asked for."""
+    spec, engine = toy_spec(), Summing(toy_spec(), card)
+    for seed in range(3):
+        write_scan(tmp_path / "scans" / f"p{seed}", toy_volume(seed=seed))
+    found, files = find_scans(tmp_path / "scans", spec), {}
+    for name, resident in (("host", None), ("card", Resident(engine, card))):
+        with Segmenter(spec, engine, gpu_memory=AMPLE, resident=resident) as segmenter:
+            outcomes = list(run(segmenter, found, tmp_path / name, attachments=attachments))
+        assert [type(outcome) for outcome in outcomes] == [Done] * 3
+        files[name] = {path.name: path.read_bytes() for path in sorted((tmp_path / name).glob("*.nii.gz"))}
+    assert files["card"] == files["host"]
+    assert len(files["card"]) == 3 * (1 + len(attachments))
+    record = json.loads((tmp_path / "card" / "p0_seg.json").read_text())
+    assert record["plan"]["on_gpu"] == f"scan, {'logits' if attachments else 'labels'} come back"
 
 
 @pytest.fixture
