@@ -287,26 +287,26 @@ def load(
     spec = _retiled(joint, tile, overlap)
     device = device or default_device(engine)
     choice = choose(bundles[0], engine, precision, device)
+    told: dict[str, Any] = {"tta": True} if tta else {}
+    if len(bundles) > 1:
+        told["ensemble"] = [identity_of([bundle], spec) for bundle in bundles]
     opened: list[Engine] = []
+    resident, why_not = None, ""
     try:
         for bundle in bundles:
             opened.append(
                 open_engine(bundle, choice.engine, precision=precision, device=device, threads=threads)
             )
             selftest.check(opened[-1], bundle.golden())
+        if device != "cpu" and not told:
+            resident, why_not = proven(opened[0], bundles[0].golden(), find(device))
     except BaseException:
         for one in opened:
             one.close()
         raise
     # No certificate can name every GPU, so results say what it rests on that this one computes right.
     why = choice.why if device == "cpu" else f"{choice.why}; shown to be right here by the self-test"
-    told: dict[str, Any] = {"tta": True} if tta else {}
-    resident: Resident | None = None
-    if device != "cpu" and len(bundles) == 1 and not tta:
-        resident, why_not = proven(opened[0], bundles[0].golden(), find(device))
-        why += f"; its scans do not stay on the GPU: {why_not}" if why_not else ""
-    if len(bundles) > 1:
-        told["ensemble"] = [identity_of([bundle], spec) for bundle in bundles]
+    why += f"; its scans do not stay on the GPU: {why_not}" if why_not else ""
     return Segmenter(
         spec,
         MeanEngine(opened, mirrors_of(spec) if tta else ((),)) if told else opened[0],
