@@ -186,7 +186,7 @@ def segment_each(
         started = time.perf_counter()
         volume = scan.read()
         read = {"read": round(time.perf_counter() - started, 4)}
-        ready = segmenter.ready(volume)
+        ready = segmenter.ready(volume, probabilities="probabilities" in attachments)
         return replace(ready, seconds={**read, **ready.seconds})
 
     def begin(scan: Readable, fetched: Future[Fetched]) -> Future[Done] | Skipped:
@@ -245,7 +245,7 @@ def _finish(
     kinds: Collection[AttachmentKind],
 ) -> Done:
     volume = computed.ready.volume
-    segmentation = segmenter.label(computed, probabilities="probabilities" in kinds)
+    segmentation = segmenter.label(computed)
     record = dict(segmentation.record)
     record["peak_memory_mb"] = _peak_memory_mb()
     if not segmentation.labels.any():

@@ -9,7 +9,7 @@ from brainseg_runtime.labels import decide
 from brainseg_runtime.preprocess import Placement
 from brainseg_runtime.spec import ModelSpec, Region
 
-__all__ = ["Survey", "VolumeRange", "log_odds"]
+__all__ = ["Survey", "VolumeRange", "levels", "log_odds", "within"]
 
 MARGIN = 0.619
 """Half the width of doubt, in log-odds: around a threshold of 0.5 the probabilities 0.35 to 0.65."""
@@ -40,14 +40,18 @@ class Survey:
     def __call__(self, logits: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Labels of a slab, (..., R) -> (...)."""
         odds = log_odds(logits, self._spec)
-        for r, region in enumerate(self._spec.regions):
-            middle = _threshold(region, self._spec)
-            for n, level in enumerate((middle + MARGIN, middle, middle - MARGIN)):
-                self._counts[r, n] += np.count_nonzero(odds[r] >= level)
+        reached = [
+            [np.count_nonzero(odds[r] >= level) for level in row] for r, row in enumerate(levels(self._spec))
+        ]
+        self.count(np.array(reached, dtype=np.int64))
         if self._keep:
             maps = [_as_byte(odds[r], region, self._spec) for r, region in enumerate(self._spec.regions)]
             self._slabs.append(np.stack(maps, axis=-1))
         return decide(logits, self._spec)
+
+    def count(self, counts: NDArray[np.int64]) -> None:
+        """Take down voxels that were counted elsewhere, (regions, 3) in the order of ``levels``."""
+        self._counts += counts
 
     def ranges(self, voxel_volume: float) -> dict[str, VolumeRange]:
         """How far every region's volume depends on where the threshold lies; ``voxel_volume`` in mm3."""
@@ -89,11 +93,22 @@ def log_odds(logits: NDArray[np.float32], spec: ModelSpec) -> list[NDArray[np.fl
             odds.append(np.log(np.maximum(p, tiny)) - np.log(np.maximum(rest, tiny)))
         return odds
     odds = [logits[..., r] for r in range(len(spec.regions))]
-    for r, outer in enumerate(spec.regions):
-        for n, inner in enumerate(spec.regions[r + 1 :], start=r + 1):
-            if set(inner.labels) < set(outer.labels):
-                odds[r] = np.maximum(odds[r], logits[..., n])
+    for r, n in np.argwhere(within(spec)):
+        odds[r] = np.maximum(odds[r], logits[..., n])
     return odds
+
+
+def within(spec: ModelSpec) -> NDArray[np.bool_]:
+    """Whether the second region is a part of the first, (regions, regions)."""
+    parts = [[set(inner.labels) < set(outer.labels) for inner in spec.regions] for outer in spec.regions]
+    return np.array(parts, dtype=bool)
+
+
+def levels(spec: ModelSpec) -> NDArray[np.float32]:
+    """Log-odds from which a region is counted, (regions, 3): stricter, as decided, laxer."""
+    middle = np.array([_threshold(region, spec) for region in spec.regions], dtype=np.float32)
+    margin = np.float32(MARGIN)
+    return np.stack([middle + margin, middle, middle - margin], axis=-1)
 
 
 def _threshold(region: Region, spec: ModelSpec) -> np.float32:

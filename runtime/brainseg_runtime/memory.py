@@ -2,18 +2,23 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from brainseg_runtime.certainty import levels
 from brainseg_runtime.errors import BudgetExceeded
 from brainseg_runtime.geometry import Shape
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import Tiling
 
-__all__ = ["MEGABYTE", "Plan", "halves", "machine_memory", "plan"]
+__all__ = ["MEGABYTE", "Back", "Plan", "halves", "machine_memory", "plan"]
 
 MEGABYTE = 1_000_000
+
+Back = Literal["labels", "logits"]
+"""What leaves a GPU that a scan stays on."""
 
 PROCESS = 350 * MEGABYTE
 """Interpreter, libraries, weights twice: as read and as the engine packs them."""
@@ -35,6 +40,8 @@ class Plan:
     bytes: int
     gpu_bytes: int = 0
     """On a GPU, of those that are not the machine's; 0 where none computes."""
+    back: Back | None = None
+    """What comes back of a scan that stays on the GPU; none where its tiles go there one by one."""
 
     def record(self) -> dict[str, Any]:
         """The plan as a scan's JSON tells it."""
@@ -44,7 +51,11 @@ class Plan:
             "grid": list(self.tiling.shape),
             "expected_memory_mb": round(self.bytes / MEGABYTE),
             **(
-                {"batch": self.batch, "expected_gpu_memory_mb": round(self.gpu_bytes / MEGABYTE)}
+                {
+                    "batch": self.batch,
+                    "expected_gpu_memory_mb": round(self.gpu_bytes / MEGABYTE),
+                    "on_gpu": f"scan, {self.back} come back" if self.back else "tiles",
+                }
                 if self.gpu_bytes
                 else {}
             ),
@@ -60,12 +71,15 @@ def plan(
     batch: int = 1,
     limit: int | None = None,
     gpu: int | None = None,
+    back: Back | None = None,
 ) -> Plan:
     """The plan with the fewest passes that keeps to a limit in bytes; by default the machine's memory.
 
     ``grid`` is the network's grid, ``scan`` the scan's own. The scheme is the spec's whatever the limit:
     only a head that is computed whole may be cut, into slabs that give the same logits. ``gpu`` is the free
     memory in bytes of the GPU that computes, if one does; where it is short, fewer tiles go at a time.
+    ``back`` is what would come back of a scan that may stay there: it does if the GPU also holds it, and
+    nothing else of the plan depends on that.
 
     Raises:
         BudgetExceeded: ``E_MEMORY`` where nothing fits.
@@ -76,7 +90,10 @@ def plan(
         for size in halves(batch) if gpu is not None else [batch]:
             found = _plan(tiling, scan, spec, engine, size, gpu is not None)
             if found.bytes <= limit and (gpu is None or found.gpu_bytes <= GPU_SHARE * gpu):
-                return found
+                if gpu is None or back is None:
+                    return found
+                stays = found.gpu_bytes + _staying(tiling, scan, spec)
+                return found if stays > GPU_SHARE * gpu else replace(found, gpu_bytes=stays, back=back)
             smallest = min(smallest or found, found, key=lambda p: (p.gpu_bytes, p.bytes))
     assert smallest is not None
     on_gpu = ""
@@ -125,3 +142,11 @@ def _plan(tiling: Tiling, scan: Shape, spec: ModelSpec, engine: str, batch: int,
     machine = held + computed * (inputs + outputs + activations)
     gpu = computed * (inputs + outputs + GPU_OVERHEAD * spec.working_bytes) if on_gpu else 0
     return Plan(tiling, batch, int(machine), int(gpu))
+
+
+def _staying(tiling: Tiling, scan: Shape, spec: ModelSpec) -> int:
+    """What a GPU holds of a scan that stays there, beside the tiles of a pass."""
+    voxels, grid = prod(scan), prod(tiling.shape)
+    raw, brain_and_labels, logits = 4 * len(spec.modalities), 2, 4 * spec.output_channels
+    lines = 4 * levels(spec).size * voxels // min(scan)
+    return voxels * (raw + brain_and_labels) + grid * logits + lines

@@ -1,6 +1,7 @@
 """From a scan to the network's grid and back: the only preprocessing there is, and its inverse.
 
-``prepare`` and ``restore`` are tied by a value, the ``Placement``; neither remembers anything.
+``prepare`` and ``restore`` are tied by a value, the ``Placement``; neither remembers anything. ``examine``
+finds out what ``prepare`` goes by, for a GPU that does the rest.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,18 @@ from brainseg_runtime.geometry import Geometry, Reorientation, Shape, to_canonic
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.volume import Volume
 
-__all__ = ["Placement", "Prepared", "interpolate", "prepare", "prepare_labels", "restore", "samples"]
+__all__ = [
+    "Examined",
+    "Placement",
+    "Prepared",
+    "Statistics",
+    "examine",
+    "interpolate",
+    "prepare",
+    "prepare_labels",
+    "restore",
+    "samples",
+]
 
 Array = NDArray[np.float32]
 
@@ -48,12 +60,51 @@ class Placement:
 
 
 @dataclass(frozen=True, eq=False)
+class Statistics:
+    """What is known of a scan's intensities, a value a channel."""
+
+    background: Array
+    """(C,): 0 where the channel has none."""
+    constant: NDArray[np.bool_]
+    """(C,): whether the channel has a background."""
+    mean: Array
+    """(C,) over the brain; 0 where the spec leaves intensities as they are."""
+    scale: Array
+    """(C,): 1 / standard deviation over the brain; 1 where the spec leaves intensities as they are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """All that ``prepare`` goes by, and nothing that it computes."""
+
+    placement: Placement
+    statistics: Statistics
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A scan as the network sees it."""
 
     data: Array
     """(i, j, k, C): R, A, S axes, the spec's spacing, the brain's box, normalised."""
     placement: Placement
+
+
+def examine(volume: Volume, spec: ModelSpec) -> Examined:
+    """Where the brain lies in a scan (I, J, K, C), and what its intensities are.
+
+    Raises:
+        ScanRefused: as ``prepare``.
+    """
+    placement, brain, backgrounds = _found(volume, spec)
+    count = len(backgrounds)
+    mean, scale = np.zeros(count, dtype=np.float32), np.ones(count, dtype=np.float32)
+    if spec.normalisation == "zscore":
+        for c in range(count):
+            mean[c], scale[c] = _moments(_boxed(volume, placement, c)[brain])
+    background = np.array([0 if value is None else value for value in backgrounds], dtype=np.float32)
+    constant = np.array([value is not None for value in backgrounds])
+    return Examined(placement, Statistics(background, constant, mean, scale))
 
 
 def prepare(volume: Volume, spec: ModelSpec) -> Prepared:
@@ -67,34 +118,16 @@ def prepare(volume: Volume, spec: ModelSpec) -> Prepared:
         ScanRefused: ``E_CHANNELS`` for another number of modalities than the spec's, ``E_NO_BRAIN``
             where nothing differs from the background.
     """
-    if volume.data.shape[3] != len(spec.modalities):
-        raise ScanRefused(
-            "E_CHANNELS",
-            f"scan {volume.scan} has {volume.data.shape[3]} modalities, the model takes "
-            f"{[modality.name for modality in spec.modalities]}.",
-            "Give one file per modality, in that order.",
-        )
-    reorientation = to_canonical(volume.geometry)
-    channels = [reorientation.apply(volume.data[..., c]) for c in range(volume.data.shape[3])]
-    # Compared in the file's own order of axes, which is four times faster than across it.
-    stored = np.zeros_like(volume.data[..., 0], dtype=bool)
-    for c, channel in enumerate(channels):
-        background = _background(channel)
-        if background is None:
-            stored[:] = True
-        else:
-            stored |= volume.data[..., c] != background
-    foreground = reorientation.apply(stored)
-    start, stop = _bounding_box(foreground, volume.scan)
-    spacing = reorientation.geometry(volume.geometry).spacing
-    placement = Placement(volume.geometry, reorientation, start, stop, _grid(start, stop, spacing, spec))
-    brain = np.ascontiguousarray(foreground[placement.box])
+    placement, brain, backgrounds = _found(volume, spec)
     # Channels first in memory, channels last in view: what an NCDHW graph wants without a copy.
-    data = np.empty((len(channels), *placement.grid), dtype=np.float32)
-    for c, channel in enumerate(channels):
-        values = np.array(channel[placement.box], dtype=np.float32, order="C")
+    data = np.empty((len(backgrounds), *placement.grid), dtype=np.float32)
+    for c in range(len(backgrounds)):
+        values = _boxed(volume, placement, c)
         if spec.normalisation == "zscore":
-            _zscore(values, brain)
+            mean, scale = _moments(values[brain])
+            values -= mean
+            values *= scale
+            values[~brain] = 0.0
         data[c] = interpolate(values, placement.grid)
     return Prepared(np.moveaxis(data, 0, -1), placement)
 
@@ -130,6 +163,37 @@ def restore(
 
 SLAB = 32
 """Slices that are interpolated and decided at a time: bounds the memory of ``restore``."""
+
+
+def _found(volume: Volume, spec: ModelSpec) -> tuple[Placement, NDArray[np.bool_], list[np.float32 | None]]:
+    """Where the brain's box lies, which of its voxels are brain (i, j, k), and every channel's background."""
+    if volume.data.shape[3] != len(spec.modalities):
+        raise ScanRefused(
+            "E_CHANNELS",
+            f"scan {volume.scan} has {volume.data.shape[3]} modalities, the model takes "
+            f"{[modality.name for modality in spec.modalities]}.",
+            "Give one file per modality, in that order.",
+        )
+    reorientation = to_canonical(volume.geometry)
+    backgrounds = [_background(reorientation.apply(volume.data[..., c])) for c in range(volume.data.shape[3])]
+    # Compared in the file's own order of axes, which is four times faster than across it.
+    stored = np.zeros_like(volume.data[..., 0], dtype=bool)
+    for c, background in enumerate(backgrounds):
+        if background is None:
+            stored[:] = True
+        else:
+            stored |= volume.data[..., c] != background
+    foreground = reorientation.apply(stored)
+    start, stop = _bounding_box(foreground, volume.scan)
+    spacing = reorientation.geometry(volume.geometry).spacing
+    placement = Placement(volume.geometry, reorientation, start, stop, _grid(start, stop, spacing, spec))
+    return placement, np.ascontiguousarray(foreground[placement.box]), backgrounds
+
+
+def _boxed(volume: Volume, placement: Placement, channel: int) -> Array:
+    """A copy of one channel's box, (i, j, k), at the scan's own spacing."""
+    whole = placement.reorientation.apply(volume.data[..., channel])
+    return np.array(whole[placement.box], dtype=np.float32, order="C")
 
 
 def _background(channel: Array) -> np.float32 | None:
@@ -173,14 +237,11 @@ def _grid(start: Shape, stop: Shape, spacing: tuple[float, float, float], spec: 
     return i, j, k
 
 
-def _zscore(values: Array, brain: NDArray[np.bool_]) -> None:
-    """Normalise in place to mean 0 and deviation 1 over the brain, and 0 outside."""
-    inside = values[brain]
+def _moments(inside: Array) -> tuple[np.float32, np.float32]:
+    """Mean and 1 / standard deviation of the brain's values; 0 for the second where all are one."""
     mean = inside.mean(dtype=np.float64)
     deviation = float(inside.std(dtype=np.float64))
-    values -= np.float32(mean)
-    values *= np.float32(1.0 / deviation if deviation > 0 else 0.0)
-    values[~brain] = 0.0
+    return np.float32(mean), np.float32(1.0 / deviation if deviation > 0 else 0.0)
 
 
 def interpolate(values: Array, shape: Shape) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 
 from brainseg_runtime.batch import Failed, Findings
 from brainseg_runtime.errors import BrainsegError
-from brainseg_runtime.preprocess import prepare
+from brainseg_runtime.preprocess import examine
 from brainseg_runtime.segmenter import Segmenter
 
 __all__ = ["Planned", "rehearse"]
@@ -25,7 +25,7 @@ def rehearse(segmenter: Segmenter, found: Findings) -> Iterator[Planned | Failed
     yield from (Failed(scan, error) for scan, error in found.refused.items())
     for scan in found.scans:
         try:
-            placement = prepare(scan.read(), segmenter.spec).placement
+            placement = examine(scan.read(), segmenter.spec).placement
             yield Planned(scan.id, segmenter.plan(placement).record())
         except BrainsegError as error:
             yield Failed(scan.id, error)

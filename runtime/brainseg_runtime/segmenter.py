@@ -17,15 +17,17 @@ from brainseg_runtime.default_model import default_model
 from brainseg_runtime.engines.base import Engine
 from brainseg_runtime.engines.choice import EngineName, choose, default_device, open_engine
 from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
-from brainseg_runtime.engines.timed import TimedEngine
+from brainseg_runtime.engines.timed import Deadline, TimedEngine
 from brainseg_runtime.ensemble import identity_of, joint_spec
 from brainseg_runtime.errors import BudgetExceeded, BundleInvalid, UsageRefused
 from brainseg_runtime.fingerprint import fingerprint
 from brainseg_runtime.gpu import find, free_memory
+from brainseg_runtime.kernels.proof import proven
 from brainseg_runtime.labels import drop_specks
 from brainseg_runtime.memory import Plan, halves, plan
-from brainseg_runtime.preprocess import Placement, Prepared, prepare, restore
+from brainseg_runtime.preprocess import Examined, Placement, Prepared, examine, prepare, restore
 from brainseg_runtime.quality import quality_flags
+from brainseg_runtime.resident import Decided, Resident, comes_back
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import predict
 from brainseg_runtime.tumour_type import tumour_type
@@ -36,21 +38,24 @@ __all__ = ["Computed", "Ready", "Segmenter", "load"]
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """A scan on the network's grid, and how it will be computed."""
+    """A scan on the network's grid, or what a GPU needs to bring it there, and how it will be computed."""
 
     volume: Volume
-    prepared: Prepared
+    prepared: Prepared | Examined
     plan: Plan
+    probabilities: bool
+    """Whether maps of them are wanted."""
     seconds: Mapping[str, float]
     """Of every stage so far."""
 
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """A scan and the network's answer, (i, j, k, R)."""
+    """A scan and the network's answer."""
 
     ready: Ready
-    logits: NDArray[np.float32]
+    answer: NDArray[np.float32] | Decided
+    """Logits of the network's grid, (i, j, k, R), or what a GPU decided by them."""
     seconds: Mapping[str, float]
 
 
@@ -69,6 +74,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         gpu_memory: int | None = None,
         options: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        resident: Resident | None = None,
     ) -> None:
         """``batch`` tiles are computed at a time; results say ``model``, and ``why`` it is this engine.
 
@@ -76,6 +82,8 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         ``max_memory`` in bytes, by default the machine's: a scan that would take more is refused.
         ``gpu_memory`` in bytes is what was free on the GPU that the engine computes on, if it does.
         ``timeout`` in seconds of a scan's own stages; it is looked at between them and before each pass.
+        ``resident`` is the engine and its GPU, for scans to stay on where ``gpu_memory`` has room; the GPU's
+        memory is given back with the engine.
         """
         self.spec = spec
         self.engine = engine
@@ -86,8 +94,9 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         self.gpu_memory = gpu_memory
         self.options = dict(options or {})
         self.timeout = timeout
+        self.resident = resident
 
-    def plan(self, placement: Placement) -> Plan:
+    def plan(self, placement: Placement, *, probabilities: bool = False) -> Plan:
         """How a scan would be computed, and the memory that this would take.
 
         Raises:
@@ -101,6 +110,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             batch=self.batch,
             limit=self.max_memory,
             gpu=self.gpu_memory,
+            back=None if self.resident is None else comes_back(self.spec, probabilities),
         )
 
     def segment(self, volume: Volume, *, probabilities: bool = False) -> Segmentation:
@@ -111,48 +121,69 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             BudgetExceeded: ``E_MEMORY``, before anything is computed.
             EngineUnavailable: ``E_ENGINE_FAILED``.
         """
-        return self.label(self.compute(self.ready(volume)), probabilities=probabilities)
+        return self.label(self.compute(self.ready(volume, probabilities=probabilities)))
 
-    def ready(self, volume: Volume) -> Ready:
+    def ready(self, volume: Volume, *, probabilities: bool = False) -> Ready:
         """The first step of ``segment``: it needs no engine, so it may run beside another scan's second."""
         started = time.perf_counter()
-        prepared = prepare(volume, self.spec)
-        planned = self.plan(prepared.placement)
-        return Ready(volume, prepared, planned, _since(started, "prepare"))
+        prepared: Prepared | Examined
+        if self.resident is None:
+            prepared = prepare(volume, self.spec)
+            planned = self.plan(prepared.placement, probabilities=probabilities)
+        else:
+            prepared = examine(volume, self.spec)
+            planned = self.plan(prepared.placement, probabilities=probabilities)
+            if planned.back is None:  # the GPU is short of memory
+                prepared = prepare(volume, self.spec)
+        return Ready(volume, prepared, planned, probabilities, _since(started, "prepare"))
 
     def compute(self, ready: Ready) -> Computed:
         """The second step: the network, one scan at a time.
 
         Raises:
-            BudgetExceeded: ``E_TIMEOUT``.
+            BudgetExceeded: ``E_TIMEOUT``, ``E_MEMORY``.
             EngineUnavailable: ``E_ENGINE_FAILED``.
         """
         started = time.perf_counter()
-        engine = self.engine
+        deadline = None
         if self.timeout is not None:
             left = self.timeout - sum(ready.seconds.values())
-            engine = TimedEngine(engine, started + left, f"scan {ready.volume.scan}", self.timeout)
-        planned, logits = self._predict(engine, ready.prepared, ready.plan)
+            deadline = Deadline(started + left, f"scan {ready.volume.scan}", self.timeout)
+        batch, answer = self._answer(ready, deadline)
         seconds = {**ready.seconds, **_since(started, "infer")}
-        return Computed(replace(ready, plan=planned), logits, seconds)
+        return Computed(replace(ready, plan=replace(ready.plan, batch=batch)), answer, seconds)
 
-    def _predict(self, engine: Engine, prepared: Prepared, planned: Plan) -> tuple[Plan, NDArray[np.float32]]:
-        """Logits, and the plan that gave them: half as many tiles at a time where a GPU falls short."""
-        for batch in halves(planned.batch):
+    def _answer(self, ready: Ready, deadline: Deadline | None) -> tuple[int, NDArray[np.float32] | Decided]:
+        """The answer, and how many tiles at a time gave it: half as many where a GPU falls short."""
+        for batch in halves(ready.plan.batch):
             try:
-                logits = predict(prepared.data, engine, self.spec, batch, planned.tiling)
-                return replace(planned, batch=batch), logits
+                return batch, self._answered(ready, batch, deadline)
             except BudgetExceeded as error:
+                if self.resident is not None:
+                    self.resident.card.give_back()
                 if batch == 1 or error.code != "E_MEMORY":
                     raise
         raise AssertionError("a batch has at least one tile")
 
-    def label(self, computed: Computed, *, probabilities: bool = False) -> Segmentation:
+    def _answered(self, ready: Ready, batch: int, deadline: Deadline | None) -> NDArray[np.float32] | Decided:
+        planned = replace(ready.plan, batch=batch)
+        if isinstance(ready.prepared, Prepared):
+            engine = self.engine if deadline is None else TimedEngine(self.engine, deadline)
+            return predict(ready.prepared.data, engine, self.spec, batch, planned.tiling)
+        assert self.resident is not None, "or the scan would have been prepared"
+        return self.resident.compute(ready.volume.data, ready.prepared, self.spec, planned, deadline)
+
+    def label(self, computed: Computed) -> Segmentation:
         """The last step: labels on the scan's own grid, beside another scan's second step if need be."""
         started = time.perf_counter()
-        volume, placement = computed.ready.volume, computed.ready.prepared.placement
-        survey = Survey(self.spec, keep_maps=probabilities)
-        labels = restore(computed.logits[..., : self.spec.label_channels], placement, survey)
+        ready, answer = computed.ready, computed.answer
+        volume, placement = ready.volume, ready.prepared.placement
+        survey = Survey(self.spec, keep_maps=ready.probabilities)
+        if isinstance(answer, Decided):
+            survey.count(answer.counts)
+            labels = answer.labels
+        else:
+            labels = restore(answer[..., : self.spec.label_channels], placement, survey)
         labels = drop_specks(labels, self.spec, volume.geometry.voxel_volume)
         segmentation = Segmentation(
             labels=labels,
@@ -164,7 +195,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             record={
                 **self.record(),
                 "engine_choice": self.why,
-                "plan": computed.ready.plan.record(),
+                "plan": ready.plan.record(),
                 "inputs": [vars(source) for source in volume.sources],
                 "reference": self.spec.reference,
                 **volume.record,
@@ -177,7 +208,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         told = {
             "volume_ranges_ml": {k: vars(v) for k, v in ranges.items()},
             "flags": [vars(f) for f in flags],
-            **self._type(computed.logits, labels),
+            **self._type(answer, labels),
             "seconds": {**computed.seconds, **_since(started, "restore")},
         }
         return replace(segmentation, record={**segmentation.record, **told})
@@ -195,11 +226,11 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             },
         }
 
-    def _type(self, logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> dict[str, Any]:
+    def _type(self, answer: NDArray[np.float32] | Decided, labels: NDArray[np.uint8]) -> dict[str, Any]:
         """The type of the tumour, for models that tell it; none where no voxel of the scan is labelled."""
-        if not self.spec.types:
+        if not self.spec.types or isinstance(answer, Decided):  # for such models no GPU decides
             return {}
-        said = tumour_type(logits, self.spec) if labels.any() else None
+        said = tumour_type(answer, self.spec) if labels.any() else None
         return {"type": said and vars(said)}
 
     def _tiles(self) -> dict[str, Any]:
@@ -208,7 +239,9 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         return {"tile": list(self.spec.tile), "overlap": self.spec.overlap}
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the engine, and give back what scans took on its GPU."""
+        if self.resident is not None:
+            self.resident.card.close()
         self.engine.close()
 
     def __enter__(self) -> Self:
@@ -254,22 +287,26 @@ def load(
     spec = _retiled(joint, tile, overlap)
     device = device or default_device(engine)
     choice = choose(bundles[0], engine, precision, device)
+    told: dict[str, Any] = {"tta": True} if tta else {}
+    if len(bundles) > 1:
+        told["ensemble"] = [identity_of([bundle], spec) for bundle in bundles]
     opened: list[Engine] = []
+    resident, why_not = None, ""
     try:
         for bundle in bundles:
             opened.append(
                 open_engine(bundle, choice.engine, precision=precision, device=device, threads=threads)
             )
             selftest.check(opened[-1], bundle.golden())
+        if device != "cpu" and not told:
+            resident, why_not = proven(opened[0], bundles[0].golden(), find(device))
     except BaseException:
         for one in opened:
             one.close()
         raise
     # No certificate can name every GPU, so results say what it rests on that this one computes right.
     why = choice.why if device == "cpu" else f"{choice.why}; shown to be right here by the self-test"
-    told: dict[str, Any] = {"tta": True} if tta else {}
-    if len(bundles) > 1:
-        told["ensemble"] = [identity_of([bundle], spec) for bundle in bundles]
+    why += f"; its scans do not stay on the GPU: {why_not}" if why_not else ""
     return Segmenter(
         spec,
         MeanEngine(opened, mirrors_of(spec) if tta else ((),)) if told else opened[0],
@@ -280,6 +317,7 @@ def load(
         gpu_memory=None if device == "cpu" else free_memory(find(device)) // len(opened),
         options=told,
         timeout=timeout,
+        resident=resident,
     )
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
 from brainseg_runtime.engines.openvino import OpenvinoEngine
 from brainseg_runtime.engines.ort import OrtEngine
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable, UsageRefused
+from brainseg_runtime.gpu import find
 from toys import toy_bundle, toy_certificate, toy_engine, toy_graph, toy_spec
 
 SPEC = toy_spec()
@@ -164,6 +166,25 @@ def test_a_graph_that_is_not_the_specs_is_refused(session):
         session(b"not a graph", SPEC, "fp32")
     with pytest.raises(BundleInvalid, match="E_SPEC"):
         session(toy_graph(SPEC), toy_spec(input_name="other"), "fp32")
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_tiles_in_the_gpus_memory_give_what_tiles_by_value_give(name, monkeypatch, tmp_path):
+    """The same bits, for one tile and for several, whatever was computed before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        opened = ENGINES[name]()
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
+    pytest.importorskip("cuda.bindings.driver")
+    from brainseg_runtime.kernels.cuda_card import CudaCard
+    from brainseg_runtime.kernels.proof import Fetching
+    from brainseg_runtime.resident import Resident
+
+    with closing(opened), closing(CudaCard(find("cuda:0"))) as card:
+        fetching = Fetching(Resident(opened, card), SPEC.output_channels)
+        for data in (tiles(1), tiles(4), tiles(9), tiles(1, (16, 8, 4)), tiles(1)):
+            np.testing.assert_array_equal(fetching.infer(data), opened.infer(data))
 
 
 def test_an_engine_leaves_the_callers_arithmetic_alone(engine):

@@ -1,5 +1,7 @@
 """Memory is known before it is taken, and decides how a scan is computed, never what is computed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from brainseg_runtime.errors import BudgetExceeded
@@ -91,6 +93,27 @@ def test_a_gpus_free_memory_is_kept_to_or_refused(grid, batch, free):
     else:
         assert found.gpu_bytes <= allowed
         assert found.batch in (batch, batch // 2, batch // 4, batch // 8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.tuples(*[st.integers(8, 200)] * 3), st.integers(1, 9), st.integers(1, 4000))
+def test_whether_a_scan_stays_on_the_gpu_changes_nothing_else_of_the_plan(grid, batch, free):
+    """It does where nine tenths of what is free hold it too, and a plan that was possible stays possible."""
+    spec = toy_spec(scheme="whole", halo=4, working_bytes=500)
+    given = (grid, SCAN, spec, "trt")
+    try:
+        tiles = plan(*given, batch=batch, gpu=free * MEGABYTE)
+    except BudgetExceeded:
+        with pytest.raises(BudgetExceeded, match="E_MEMORY"):
+            plan(*given, batch=batch, gpu=free * MEGABYTE, back="labels")
+        return
+    stays = plan(*given, batch=batch, gpu=free * MEGABYTE, back="labels")
+    assert replace(stays, gpu_bytes=tiles.gpu_bytes, back=None) == tiles
+    assert (stays.back is None) == (stays.gpu_bytes == tiles.gpu_bytes)
+    assert stays.gpu_bytes <= 0.9 * free * MEGABYTE
+    raw = 4 * 4 * SCAN[0] * SCAN[1] * SCAN[2]
+    assert stays.back is None or stays.gpu_bytes > tiles.gpu_bytes + raw
+    assert plan(*given, batch=batch, back="labels").back is None
 
 
 def test_on_a_gpu_tiles_are_batched_as_far_as_its_memory_goes():

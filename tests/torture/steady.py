@@ -56,7 +56,7 @@ def _batches(setup: Setup) -> Iterator[Row]:
     logits = []
     for batch in (1, 2, 3):
         with load(setup.bundle, "ort", batch=batch, overlap=0.5) as segmenter:
-            logits.append(segmenter.compute(segmenter.ready(volume)).logits)
+            logits.append(segmenter.compute(segmenter.ready(volume)).answer)
     most = max(float(np.abs(other - logits[0]).max()) for other in logits[1:])
     yield Row("batches of 1, 2 and 3 tiles: largest difference of a logit", "3", f"{most:.1e}", None)
 

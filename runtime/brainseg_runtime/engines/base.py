@@ -1,14 +1,14 @@
 """What every engine is: tiles in, logits out, and an honest word about where they were computed."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brainseg_runtime.errors import EngineUnavailable
 
-__all__ = ["Engine", "EngineIdentity", "finite"]
+__all__ = ["DeviceEngine", "Engine", "EngineIdentity", "finite", "not_finite"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,23 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class DeviceEngine(Engine, Protocol):
+    """An engine that also takes tiles from the memory of its device, and leaves the logits there."""
+
+    def infer_at(self, tiles: int, logits: int, shape: tuple[int, ...]) -> None:
+        """Logits of tiles that lie at an address, to another address; they are there when it returns.
+
+        ``shape`` is that of the tiles, (N, C, i, j, k), and (N, R, i, j, k) comes out: channels first,
+        float32, no gaps. Nothing looks at the logits: whoever takes them must see that they are finite.
+
+        Raises:
+            BudgetExceeded: ``E_MEMORY`` where the device lacks memory.
+            EngineUnavailable: ``E_ENGINE_FAILED`` when the computation fails, or the engine was closed.
+        """
+        ...
+
+
 def finite(logits: NDArray[np.float32], identity: EngineIdentity) -> NDArray[np.float32]:
     """The logits, if they are numbers: an overflow must never become a mask.
 
@@ -65,10 +82,14 @@ def finite(logits: NDArray[np.float32], identity: EngineIdentity) -> NDArray[np.
     with np.errstate(invalid="ignore"):
         total = logits.sum(dtype=np.float64)
     if not np.isfinite(total):
-        raise EngineUnavailable(
-            "E_ENGINE_FAILED",
-            f"engine {identity.engine} on {identity.device} in {identity.precision} gave NaN or "
-            "infinite logits.",
-            "Use --precision fp32, and report the model and the scan's intensities.",
-        )
+        raise not_finite(identity)
     return logits
+
+
+def not_finite(identity: EngineIdentity) -> EngineUnavailable:
+    """The error for logits that are NaN or infinite, ``E_ENGINE_FAILED``."""
+    return EngineUnavailable(
+        "E_ENGINE_FAILED",
+        f"engine {identity.engine} on {identity.device} in {identity.precision} gave NaN or infinite logits.",
+        "Use --precision fp32, and report the model and the scan's intensities.",
+    )

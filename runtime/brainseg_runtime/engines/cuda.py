@@ -16,21 +16,25 @@ __all__ = ["DeviceBuffer", "PinnedArray", "Stream", "checked", "free_bytes", "us
 Array = NDArray[np.float32]
 
 
+LACKS_MEMORY = 2
+"""Runtime and driver number their errors alike where they mean the same; 0 is none."""
+
+
 def checked(answer: Sequence[Any]) -> Any:  # noqa: ANN401 - whatever the call gives
-    """What a call of the CUDA runtime gives beside its return code.
+    """What a call of the CUDA runtime, or of the driver, gives beside its return code.
 
     Raises:
         BudgetExceeded: ``E_MEMORY`` where the GPU's, or the pinned, memory does not suffice.
         EngineUnavailable: ``E_ENGINE_FAILED`` for any other code.
     """
     code, *given = answer
-    if code == runtime.cudaError_t.cudaErrorMemoryAllocation:
+    if int(code) == LACKS_MEMORY:
         # The error stays with the runtime until it is asked for, and would be blamed on a later call.
         runtime.cudaGetLastError()
         raise BudgetExceeded(
             "E_MEMORY", "the GPU has too little free memory.", "Give a smaller --batch or --tile."
         )
-    if code != runtime.cudaError_t.cudaSuccess:
+    if int(code):
         raise EngineUnavailable(
             "E_ENGINE_FAILED", f"CUDA says {code.name} ({int(code)}).", "Check the driver: brainseg doctor."
         )
@@ -67,6 +71,23 @@ class Stream:
         """Copy from the GPU, without waiting."""
         to_host = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         checked(runtime.cudaMemcpyAsync(pinned.pointer, buffer.pointer, pinned.bytes, to_host, self._stream))
+
+    def write(self, address: int, array: NDArray[np.generic]) -> None:
+        """Copy an array without gaps to the GPU, and wait: the array's memory may change then."""
+        to_device = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        checked(runtime.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, to_device, self._stream))
+        self.wait()
+
+    def read(self, array: NDArray[np.generic], address: int) -> None:
+        """Fill an array without gaps from the GPU, and wait."""
+        to_host = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        checked(runtime.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, to_host, self._stream))
+        self.wait()
+
+    def clear(self, address: int, size: int) -> None:
+        """Set bytes of the GPU to 0, and wait."""
+        checked(runtime.cudaMemsetAsync(address, 0, size, self._stream))
+        self.wait()
 
     def wait(self) -> None:
         """Until all of its work is done; an error of that work arrives here."""

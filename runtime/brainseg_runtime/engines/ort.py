@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from brainseg_runtime.engines.base import EngineIdentity, finite
-from brainseg_runtime.errors import BudgetExceeded, BundleInvalid, EngineUnavailable
+from brainseg_runtime.errors import BrainsegError, BudgetExceeded, BundleInvalid, EngineUnavailable
 from brainseg_runtime.gpu import find
 from brainseg_runtime.spec import ModelSpec
 
@@ -91,7 +91,8 @@ class OrtEngine:
             )
         self._session: onnxruntime.InferenceSession | None = session
         self._spec = spec
-        self._buffers = None if gpu is None else Buffers(session, spec, "cuda", gpu.index)
+        self._memory = ("cpu", 0) if gpu is None else ("cuda", gpu.index)
+        self._buffers = None if gpu is None else Buffers(session, spec, *self._memory)
         self._identity = EngineIdentity("ort", provider, device, precision, onnxruntime.__version__)
 
     @property
@@ -101,26 +102,48 @@ class OrtEngine:
 
     def infer(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of a batch of tiles, (N, i, j, k, C) -> (N, i, j, k, R); ``E_MEMORY`` if a GPU lacks it."""
-        if self._session is None:
-            raise EngineUnavailable("E_ENGINE_FAILED", "the engine is closed.", "Load the model again.")
+        session = self._opened()
         channels_first = np.ascontiguousarray(np.moveaxis(tiles, -1, 1), dtype=np.float32)
         try:
             if self._buffers is not None:
                 logits = self._buffers.run(channels_first)
             else:
                 names = [self._spec.output_name]
-                (logits,) = self._session.run(names, {self._spec.input_name: channels_first})
+                (logits,) = session.run(names, {self._spec.input_name: channels_first})
         except Exception as error:
-            if self._buffers is not None and _lacks_memory(error):
-                raise BudgetExceeded(
-                    "E_MEMORY",
-                    f"tiles {tiles.shape} do not fit on {self._identity.device}.",
-                    "Give a smaller --batch or --tile.",
-                ) from error
-            raise EngineUnavailable(
-                "E_ENGINE_FAILED", f"ONNX Runtime failed on tiles {tiles.shape}: {error}.", "Report it."
-            ) from error
+            raise self._failed(tiles.shape, error) from error
         return finite(np.moveaxis(logits, 1, -1), self._identity)
+
+    def infer_at(self, tiles: int, logits: int, shape: tuple[int, ...]) -> None:
+        """Logits of tiles at an address of the device, (N, C, i, j, k) -> (N, R, i, j, k) at another."""
+        session = self._opened()
+        out = (shape[0], self._spec.output_channels, *shape[2:])
+        try:
+            # Each time anew, as in ``Buffers``: what is bound may be a copy of the moment.
+            binding = session.io_binding()
+            binding.bind_input(self._spec.input_name, *self._memory, np.float32, list(shape), tiles)
+            binding.bind_output(self._spec.output_name, *self._memory, np.float32, list(out), logits)
+            binding.synchronize_inputs()
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        except Exception as error:
+            raise self._failed(shape, error) from error
+
+    def _opened(self) -> onnxruntime.InferenceSession:
+        if self._session is None:
+            raise EngineUnavailable("E_ENGINE_FAILED", "the engine is closed.", "Load the model again.")
+        return self._session
+
+    def _failed(self, shape: tuple[int, ...], error: Exception) -> BrainsegError:
+        if self._buffers is not None and _lacks_memory(error):
+            return BudgetExceeded(
+                "E_MEMORY",
+                f"tiles {shape} do not fit on {self._identity.device}.",
+                "Give a smaller --batch or --tile.",
+            )
+        return EngineUnavailable(
+            "E_ENGINE_FAILED", f"ONNX Runtime failed on tiles {shape}: {error}.", "Report it."
+        )
 
     def close(self) -> None:
         """Free the session."""

@@ -9,7 +9,32 @@ from numpy.typing import NDArray
 from brainseg_runtime.engines.base import Engine, EngineIdentity
 from brainseg_runtime.errors import BudgetExceeded
 
-__all__ = ["TimedEngine"]
+__all__ = ["Deadline", "TimedEngine"]
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment, and whom it was set."""
+
+    until: float
+    """On the clock of ``time.perf_counter``."""
+    what: str
+    """For whom the time was meant."""
+    seconds: float
+    """How much it was in all."""
+
+    def require(self) -> None:
+        """See that the moment has not passed.
+
+        Raises:
+            BudgetExceeded: ``E_TIMEOUT``.
+        """
+        if time.perf_counter() > self.until:
+            raise BudgetExceeded(
+                "E_TIMEOUT",
+                f"{self.what} took more than its {self.seconds:g} seconds.",
+                "Raise --timeout, or compute less: no --tta, the model's own scheme.",
+            )
 
 
 @dataclass(frozen=True)
@@ -17,12 +42,7 @@ class TimedEngine:
     """Another engine, until a moment; what it has begun it ends, since no engine can be stopped halfway."""
 
     engine: Engine
-    until: float
-    """On the clock of ``time.perf_counter``."""
-    what: str
-    """For whom the time was meant."""
-    seconds: float
-    """How much it was in all."""
+    deadline: Deadline
 
     @property
     def identity(self) -> EngineIdentity:
@@ -35,19 +55,11 @@ class TimedEngine:
         Raises:
             BudgetExceeded: ``E_TIMEOUT`` before a pass, or after one, that lies beyond the moment.
         """
-        self._require()
+        self.deadline.require()
         logits = self.engine.infer(tiles)
-        self._require()
+        self.deadline.require()
         return logits
 
     def close(self) -> None:
         """As the other."""
         self.engine.close()
-
-    def _require(self) -> None:
-        if time.perf_counter() > self.until:
-            raise BudgetExceeded(
-                "E_TIMEOUT",
-                f"{self.what} took more than its {self.seconds:g} seconds.",
-                "Raise --timeout, or compute less: no --tta, the model's own scheme.",
-            )

@@ -3,16 +3,18 @@
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from brainseg_runtime.certainty import levels, within
 from brainseg_runtime.labels import threshold_logit
-from brainseg_runtime.preprocess import Placement, samples
+from brainseg_runtime.preprocess import Placement, Statistics, samples
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import Tiling
 
-__all__ = ["Blend", "Decide", "Foreground", "Gather", "Put", "Statistics", "Steps"]
+__all__ = ["Blend", "Check", "Count", "Decide", "Foreground", "Gather", "Put", "Steps", "Uploaded"]
 
 Put = Callable[[NDArray[np.generic]], int]
 """Brings an array to where the kernels run, and gives its address there."""
@@ -62,11 +64,19 @@ class Gather(ctypes.Structure):
     )
 
 
+class Check(ctypes.Structure):
+    """Of the kernel of that name, field by field as in ``scan.cu``."""
+
+    _fields_ = (("values", Pointer), ("count", Index), ("bad", Pointer))
+
+
 class Blend(ctypes.Structure):
     """Of the kernel of that name, field by field as in ``scan.cu``."""
 
     _fields_ = (
         ("logits", Pointer),
+        ("first", Index),
+        ("tiles", Index),
         ("starts", Pointer * 3),
         ("weights", Pointer * 3),
         ("counts", Index * 3),
@@ -77,91 +87,115 @@ class Blend(ctypes.Structure):
     )
 
 
+class _Restored(ctypes.Structure):
+    _fields_ = (("logits", Pointer), ("grid", Index * 3), ("channels", Index), ("axes", _Axis * 3))
+
+
 class Decide(ctypes.Structure):
     """Of the kernel of that name, field by field as in ``scan.cu``."""
 
     _fields_ = (
-        ("logits", Pointer),
-        ("grid", Index * 3),
-        ("channels", Index),
-        ("softmax", Index),
-        ("axes", _Axis * 3),
+        ("restored", _Restored),
         ("threshold", Pointer),
         ("label", Pointer),
         ("box", _Box),
         ("labels", Pointer),
-        ("bad", Pointer),
+    )
+
+
+class Count(ctypes.Structure):
+    """Of the kernel of that name, field by field as in ``scan.cu``."""
+
+    _fields_ = (
+        ("restored", _Restored),
+        ("within", Pointer),
+        ("levels", Pointer),
+        ("depth", Index),
+        ("out", Pointer),
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
-    """What is known of a scan's intensities, a value a channel."""
+class Uploaded:
+    """A raw scan where the kernels run."""
 
-    background: NDArray[np.float32]
-    constant: NDArray[np.bool_]
-    """Whether the channel has a background."""
-    mean: NDArray[np.float32]
-    """Over the brain."""
-    scale: NDArray[np.float32]
-    """1 / standard deviation over the brain."""
+    address: int
+    data: NDArray[np.float32]
+    """(I, J, K, C), without gaps; where a voxel lies in this memory, it lies in that of the kernels."""
+
+    @classmethod
+    def of(cls, data: NDArray[np.float32], put: Put) -> "Uploaded":
+        """Bring a scan (I, J, K, C) there as it lies in memory: no axis is turned on the way."""
+        order = sorted(range(4), key=lambda axis: -data.strides[axis])
+        if not data.transpose(order).flags.c_contiguous:
+            data, order = np.ascontiguousarray(data), [0, 1, 2, 3]
+        return cls(put(data.transpose(order)), data)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The kernels' arguments for one scan; buffers are named by their addresses."""
+    """The kernels' arguments for one scan; memory is named by its address, tiles by their place in the order.
+
+    Labels and counts are those of a sigmoid model.
+    """
 
     spec: ModelSpec
     placement: Placement
+    statistics: Statistics
     tiling: Tiling
     put: Put
 
-    def foreground(self, scan: int, statistics: Statistics, brain: int) -> tuple[Foreground, int]:
-        """Raw scan (C, I, J, K) -> brain (i, j, k) of the box, and how many threads that takes."""
+    def foreground(self, scan: Uploaded, brain: int) -> tuple[Foreground, int]:
+        """Raw scan -> brain (i, j, k) of the box, and how many threads that takes."""
         i, j, k = self.placement.box_shape
         told = Foreground(
-            scan=scan,
-            volume=self._voxels(),
+            scan=scan.address,
+            volume=scan.data.strides[3] // scan.data.itemsize,
             channels=len(self.spec.modalities),
-            box=self._box(),
-            background=self.put(statistics.background),
-            constant=self.put(statistics.constant.astype(np.uint8)),
+            box=self._box(scan.data[..., 0]),
+            background=self.put(self.statistics.background),
+            constant=self.put(self.statistics.constant.astype(np.uint8)),
             brain=brain,
         )
         return told, i * j * k
 
-    def gather(self, scan: int, brain: int, statistics: Statistics, tiles: int) -> tuple[Gather, int]:
-        """Raw scan (C, I, J, K) and brain -> every tile, (N, C, i, j, k)."""
-        zscore = self.spec.normalisation == "zscore"
-        starts = [[s[at] for s, at in zip(self.tiling.starts, place, strict=True)] for place in self.tiling]
+    def gather(self, scan: Uploaded, brain: int, first: int, count: int, out: int) -> tuple[Gather, int]:
+        """Raw scan and brain -> ``count`` tiles from ``first`` on, (N, C, i, j, k)."""
+        mean, scale = self._normal
         told = Gather(
-            scan=scan,
-            volume=self._voxels(),
+            scan=scan.address,
+            volume=scan.data.strides[3] // scan.data.itemsize,
             channels=len(self.spec.modalities),
-            box=self._box(),
+            box=self._box(scan.data[..., 0]),
             brain=brain,
-            mean=self.put(statistics.mean) if zscore else 0,
-            scale=self.put(statistics.scale) if zscore else 0,
-            axes=self._axes(self.placement.box_shape, self.placement.grid),
-            starts=self.put(np.array(starts, dtype=np.int32)),
-            tiles=len(self.tiling),
+            mean=mean,
+            scale=scale,
+            axes=self._to_grid,
+            starts=self._starts + first * 3 * 4,
+            tiles=count,
             tile=(Index * 3)(*self.tiling.tile),
-            out=tiles,
+            out=out,
         )
-        return told, len(self.tiling) * len(self.spec.modalities) * self.tiling.voxels
+        return told, count * len(self.spec.modalities) * self.tiling.voxels
 
-    def blend(self, logits: int, out: int) -> tuple[Blend, int]:
-        """Logits of every tile (N, R, i, j, k) -> logits of the grid (R, i, j, k)."""
-        if len(self.tiling) == 1:  # which numpy takes as it is
-            weights = [np.ones(n, dtype=np.float32) for n in self.tiling.tile]
-        else:
-            weights = [np.concatenate(rows) for rows in self.tiling.weights()]
-        starts = [np.array(starts, dtype=np.int32) for starts in self.tiling.starts]
+    def check(self, logits: int, count: int, bad: int) -> tuple[Check, int]:
+        """Logits of ``count`` tiles (N, R, i, j, k) -> 1 at ``bad`` where any is not finite."""
+        values = count * self.spec.output_channels * self.tiling.voxels
+        return Check(values=logits, count=values, bad=bad), values
+
+    def blend(self, logits: int, first: int, count: int, out: int) -> tuple[Blend, int]:
+        """Logits of ``count`` tiles from ``first`` on, (N, R, i, j, k) -> logits of the grid (R, i, j, k).
+
+        Once all tiles were given, in their order, ``out`` holds the grid's logits.
+        """
+        starts, weights = self._along_axes
         i, j, k = self.tiling.shape
         told = Blend(
             logits=logits,
-            starts=(Pointer * 3)(*map(self.put, starts)),
-            weights=(Pointer * 3)(*map(self.put, weights)),
+            first=first,
+            tiles=count,
+            starts=starts,
+            weights=weights,
             counts=(Index * 3)(*map(len, self.tiling.starts)),
             tile=(Index * 3)(*self.tiling.tile),
             grid=(Index * 3)(i, j, k),
@@ -170,36 +204,82 @@ class Steps:
         )
         return told, self.spec.output_channels * i * j * k
 
-    def decide(self, logits: int, labels: int, bad: int) -> tuple[Decide, int]:
+    def decide(self, logits: int, labels: int) -> tuple[Decide, int]:
         """Logits of the grid (R, i, j, k) -> labels (I, J, K), which must be 0 before."""
-        spec, softmax = self.spec, self.spec.activation == "softmax"
-        own = spec.channels if softmax else tuple(spec.own_label(region) for region in spec.regions)
-        limits = [] if softmax else [threshold_logit(region.threshold) for region in spec.regions]
+        limits = [threshold_logit(region.threshold) for region in self.spec.regions]
+        own = [self.spec.own_label(region) for region in self.spec.regions]
         i, j, k = self.placement.box_shape
         told = Decide(
-            logits=logits,
-            grid=(Index * 3)(*self.placement.grid),
-            channels=spec.label_channels,
-            softmax=int(softmax),
-            axes=self._axes(self.placement.grid, self.placement.box_shape),
-            threshold=self.put(np.array(limits, dtype=np.float32)) if limits else 0,
+            restored=self._restored(logits),
+            threshold=self.put(np.array(limits, dtype=np.float32)),
             label=self.put(np.array(own, dtype=np.uint8)),
-            box=self._box(),
+            box=self._box(np.empty(self.placement.scan.shape, dtype=np.uint8)),
             labels=labels,
-            bad=bad,
         )
         return told, i * j * k
 
-    def _voxels(self) -> int:
-        i, j, k = self.placement.scan.shape
-        return i * j * k
+    @property
+    def lines(self) -> tuple[int, int, int, int]:
+        """The shape of what ``count`` gives: regions, levels, j, k of the box."""
+        _, j, k = self.placement.box_shape
+        regions, depth = levels(self.spec).shape
+        return regions, depth, j, k
 
-    def _box(self) -> _Box:
-        """The brain's box within an array (I, J, K) in the file's own order."""
-        whole = np.empty(self.placement.scan.shape, dtype=np.uint8)
+    def count(self, logits: int, out: int) -> tuple[Count, int]:
+        """Logits of the grid (R, i, j, k) -> voxels at or above each level, line by line, int32 ``lines``."""
+        regions, depth, j, k = self.lines
+        told = Count(
+            restored=self._restored(logits),
+            within=self.put(within(self.spec).astype(np.uint8)),
+            levels=self.put(levels(self.spec)),
+            depth=depth,
+            out=out,
+        )
+        return told, regions * depth * j * k
+
+    def _restored(self, logits: int) -> _Restored:
+        return _Restored(logits, (Index * 3)(*self.placement.grid), self.spec.label_channels, self._to_scan)
+
+    def _box(self, whole: NDArray[np.generic]) -> _Box:
+        """The brain's box within an array (I, J, K), wherever that has its voxels in memory."""
         box = self.placement.reorientation.apply(whole)[self.placement.box]
+        size = whole.itemsize
         origin = box.ctypes.data - whole.ctypes.data
-        return _Box(origin, (Index * 3)(*box.strides), (Index * 3)(*box.shape))
+        return _Box(
+            origin // size, (Index * 3)(*(stride // size for stride in box.strides)), (Index * 3)(*box.shape)
+        )
+
+    # What every pass is told alike is brought there once.
+
+    @cached_property
+    def _normal(self) -> tuple[int, int]:
+        if self.spec.normalisation != "zscore":
+            return 0, 0
+        return self.put(self.statistics.mean), self.put(self.statistics.scale)
+
+    @cached_property
+    def _starts(self) -> int:
+        """(tiles, 3) int32."""
+        places = [[s[at] for s, at in zip(self.tiling.starts, place, strict=True)] for place in self.tiling]
+        return self.put(np.array(places, dtype=np.int32))
+
+    @cached_property
+    def _along_axes(self) -> "tuple[ctypes.Array[Pointer], ctypes.Array[Pointer]]":
+        """Per axis: the tiles' starts, and their weights one after the other."""
+        if len(self.tiling) == 1:  # which numpy takes as it is
+            weights = [np.ones(n, dtype=np.float32) for n in self.tiling.tile]
+        else:
+            weights = [np.concatenate(rows) for rows in self.tiling.weights()]
+        starts = [np.array(starts, dtype=np.int32) for starts in self.tiling.starts]
+        return (Pointer * 3)(*map(self.put, starts)), (Pointer * 3)(*map(self.put, weights))
+
+    @cached_property
+    def _to_grid(self) -> "ctypes.Array[_Axis]":
+        return self._axes(self.placement.box_shape, self.placement.grid)
+
+    @cached_property
+    def _to_scan(self) -> "ctypes.Array[_Axis]":
+        return self._axes(self.placement.grid, self.placement.box_shape)
 
     def _axes(self, old: tuple[int, ...], new: tuple[int, ...]) -> "ctypes.Array[_Axis]":
         axes = []

@@ -1,4 +1,4 @@
-"""Where kernels run: their source on a CPU, or the PTX that ships on a GPU; the same verbs for both."""
+"""A card without a GPU: the kernels' very source, compiled for a CPU."""
 
 import ctypes
 import subprocess
@@ -6,78 +6,82 @@ from pathlib import Path
 
 import numpy as np
 from brainseg_runtime import kernels
-from brainseg_runtime.kernels.steps import Blend, Decide, Foreground, Gather
+from brainseg_runtime.errors import BudgetExceeded
+from brainseg_runtime.kernels.steps import Blend, Check, Count, Decide, Foreground, Gather
 
 FOLDER = Path(kernels.__file__).parent
-STRUCTURES = {"foreground": Foreground, "gather": Gather, "blend": Blend, "decide": Decide}
-THREADS = 256
+STRUCTURES = {
+    "foreground": Foreground,
+    "gather": Gather,
+    "check": Check,
+    "blend": Blend,
+    "decide": Decide,
+    "count": Count,
+}
+
+# -ffp-contract=off is to a C compiler what --fmad=false is to NVIDIA's.
+FLAGS = ["-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unused-variable"]
+
+
+def compile_kernels(compiler, made, *flags):
+    """A shared library of the kernels, one C function each."""
+    shim = Path(__file__).parent / "on_cpu.c"
+    subprocess.run([compiler, *FLAGS, *flags, f"-I{FOLDER}", "-o", made, shim], check=True)
+    return made
 
 
 class Cpu:
-    """The very source, as C, one thread after the other."""
+    """A ``Card``; it runs one thread after the other. It has a limit, in bytes, to run out of."""
 
-    def __init__(self, compiler, folder):
-        made, shim = folder / "kernels.so", Path(__file__).parent / "on_cpu.c"
-        # -ffp-contract=off is to a C compiler what --fmad=false is to NVIDIA's.
-        flags = ["-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unused-variable"]
-        subprocess.run([compiler, *flags, f"-I{FOLDER}", "-o", made, shim], check=True)
-        self._library = ctypes.CDLL(str(made))
+    def __init__(self, library, limit=10**12):
+        self._library = ctypes.CDLL(str(library))
         self._arrays = {}
+        self.limit = limit
+        self.most = 0
+        """Bytes held at once, so far."""
+
+    @property
+    def held(self):
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def zeros(self, size):
+        return self._keep(np.zeros(size, np.uint8))
 
     def put(self, array):
-        """The address of a copy of an array."""
-        copy = np.array(array, order="C")
-        self._arrays[copy.ctypes.data] = copy
-        return copy.ctypes.data
+        return self._keep(np.array(array, order="C"))
 
-    def get(self, address, array):
-        """What stands at an address now; ``array`` says its shape and type."""
-        assert self._arrays[address].shape == array.shape
-        return self._arrays[address]
+    def write(self, address, array):
+        assert self._arrays[address].nbytes >= array.nbytes
+        dense = np.ascontiguousarray(array)
+        ctypes.memmove(address, dense.ctypes.data, dense.nbytes)
+
+    def get(self, address, shape, dtype):
+        found = np.empty(shape, dtype)
+        assert self._arrays[address].nbytes >= found.nbytes
+        ctypes.memmove(found.ctypes.data, address, found.nbytes)
+        return found
 
     def run(self, name, arguments, threads):
-        """Every thread of a kernel."""
+        # As many as a GPU would start: whole blocks, of which some threads have nothing to do.
+        self.run_exactly(name, arguments, -(-threads // 256) * 256)
+
+    def run_exactly(self, name, arguments, threads):
         kernel = getattr(self._library, f"run_{name}")
         kernel.argtypes, kernel.restype = [STRUCTURES[name], ctypes.c_longlong], None
         kernel(arguments, threads)
 
+    def begin(self):
+        self._arrays.clear()
 
-class GpuMachine:
-    """The PTX that ships, on the first GPU."""
+    def give_back(self):
+        self._arrays.clear()
 
-    def __init__(self):
-        from cuda.bindings import driver
+    def close(self):
+        self._arrays.clear()
 
-        self._driver = driver
-        self._done(driver.cuInit(0))
-        device = self._done(driver.cuDeviceGet(0))
-        self._done(driver.cuCtxSetCurrent(self._done(driver.cuDevicePrimaryCtxRetain(device))))
-        self._module = self._done(driver.cuModuleLoadData((FOLDER / "scan.ptx").read_bytes() + b"\0"))
-
-    def put(self, array):
-        """The address on the GPU of a copy of an array."""
-        copy = np.array(array, order="C")
-        address = self._done(self._driver.cuMemAlloc(max(1, copy.nbytes)))
-        self._done(self._driver.cuMemcpyHtoD(address, copy.ctypes.data, copy.nbytes))
-        return int(address)
-
-    def get(self, address, array):
-        """What stands at an address now; ``array`` says its shape and type."""
-        found = np.empty_like(array, order="C")
-        self._done(self._driver.cuMemcpyDtoH(found.ctypes.data, address, found.nbytes))
-        return found
-
-    def run(self, name, arguments, threads):
-        """A kernel, to its end."""
-        kernel = self._done(self._driver.cuModuleGetFunction(self._module, name.encode()))
-        told = np.array([ctypes.addressof(arguments)], dtype=np.uint64)
-        blocks = -(-threads // THREADS)
-        self._done(
-            self._driver.cuLaunchKernel(kernel, blocks, 1, 1, THREADS, 1, 1, 0, 0, told.ctypes.data, 0)
-        )
-        self._done(self._driver.cuCtxSynchronize())
-
-    def _done(self, answer):
-        code, *given = answer
-        assert int(code) == 0, code
-        return given[0] if given else None
+    def _keep(self, array):
+        if self.held + array.nbytes > self.limit:
+            raise BudgetExceeded("E_MEMORY", "the card is full.", "Give a smaller --batch.")
+        self._arrays[array.ctypes.data] = array
+        self.most = max(self.most, self.held)
+        return array.ctypes.data

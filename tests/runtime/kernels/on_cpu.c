@@ -9,5 +9,7 @@ static struct { long long x; } blockIdx, blockDim = {1}, threadIdx;
     }
 ON_CPU(foreground, Foreground)
 ON_CPU(gather, Gather)
+ON_CPU(check, Check)
 ON_CPU(blend, Blend)
 ON_CPU(decide, Decide)
+ON_CPU(count, Count)

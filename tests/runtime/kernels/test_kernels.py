@@ -2,104 +2,71 @@
 
 import ctypes
 import re
-import shutil
-from functools import partial
 
 import numpy as np
 import pytest
-from brainseg_runtime.engines.function import FunctionEngine
+from brainseg_runtime.certainty import Survey
 from brainseg_runtime.geometry import Geometry
-from brainseg_runtime.gpu import NoDriver, gpus
-from brainseg_runtime.kernels.steps import Statistics, Steps
-from brainseg_runtime.labels import decide
-from brainseg_runtime.preprocess import _background, prepare, restore
-from brainseg_runtime.scans import find_scans, read
+from brainseg_runtime.kernels.proof import Summing
+from brainseg_runtime.kernels.steps import Steps, Uploaded
+from brainseg_runtime.preprocess import examine, prepare, restore
 from brainseg_runtime.tiles import Tiling, predict
 from brainseg_runtime.volume import Volume
-from toys import ORIENTATIONS, mixing, oblique_affine, toy_engine, toy_spec, toy_volume
+from toys import ORIENTATIONS, oblique_affine, toy_spec, toy_volume
 
-from .machines import FOLDER, STRUCTURES, Cpu, GpuMachine
+from .machines import FOLDER, STRUCTURES
 from .nvrtc import compiled
 
 
-@pytest.fixture(scope="session", params=["cpu", "gpu"])
-def machine(request, tmp_path_factory):
-    """Where the kernels run; a GPU where there is one."""
-    if request.param == "cpu":
-        compiler = shutil.which("cc")
-        if compiler is None:
-            pytest.skip("there is no C compiler")
-        return Cpu(compiler, tmp_path_factory.mktemp("kernels"))
-    pytest.importorskip("cuda.bindings.driver", reason="the extra rtx is not installed (CI installs it)")
-    try:
-        gpus()
-    except NoDriver as error:
-        pytest.skip(str(error))
-    return GpuMachine()
+def through_kernels(volume, spec, engine, card, batch):
+    """A scan's logits, labels, counts and alarm, by the kernels alone but for the network.
 
-
-def statistics_of(volume, placement):
-    """As ``prepare`` finds them."""
-    channels = [placement.reorientation.apply(volume.data[..., c]) for c in range(volume.data.shape[3])]
-    found = [_background(channel) for channel in channels]
-    constant = np.array([value is not None for value in found])
-    background = np.array([0 if value is None else value for value in found], dtype=np.float32)
-    brain = np.zeros(channels[0].shape, dtype=bool)
-    for channel, value in zip(channels, found, strict=True):
-        brain |= True if value is None else channel != value
-    inside = [np.ascontiguousarray(channel[placement.box])[brain[placement.box]] for channel in channels]
-    deviation = [float(values.std(dtype=np.float64)) for values in inside]
-    return Statistics(
-        background,
-        constant,
-        np.array([values.mean(dtype=np.float64) for values in inside], dtype=np.float32),
-        np.array([1 / d if d > 0 else 0 for d in deviation], dtype=np.float32),
+    What they write to is poisoned before.
+    """
+    examined = examine(volume, spec)
+    placement = examined.placement
+    tiling = Tiling.of(placement.grid, spec)
+    steps = Steps(spec, placement, examined.statistics, tiling, card.put)
+    shapes = {
+        "tiles": (batch, len(spec.modalities), *tiling.tile),
+        "answers": (batch, spec.output_channels, *tiling.tile),
+        "logits": (spec.output_channels, *placement.grid),
+    }
+    at = {name: card.put(np.full(shape, np.nan, np.float32)) for name, shape in shapes.items()}
+    brain = card.put(np.full(placement.box_shape, 251, np.uint8))
+    labels, bad = card.zeros(volume.data[..., 0].size), card.zeros(4)
+    lines = card.put(np.full(steps.lines, -7, np.int32))
+    scan = Uploaded.of(volume.data, card.put)
+    card.run("foreground", *steps.foreground(scan, brain))
+    for first in range(0, len(tiling), batch):
+        count = min(batch, len(tiling) - first)
+        card.run("gather", *steps.gather(scan, brain, first, count, at["tiles"]))
+        engine.infer_at(at["tiles"], at["answers"], (count, *shapes["tiles"][1:]))
+        card.run("check", *steps.check(at["answers"], count, bad))
+        card.run("blend", *steps.blend(at["answers"], first, count, at["logits"]))
+    if spec.activation == "sigmoid":
+        card.run("decide", *steps.decide(at["logits"], labels))
+        card.run("count", *steps.count(at["logits"], lines))
+    return (
+        np.moveaxis(card.get(at["logits"], shapes["logits"], np.float32), 0, -1),
+        card.get(labels, volume.geometry.shape, np.uint8),
+        card.get(lines, steps.lines, np.int32).sum(axis=(2, 3)),
+        int(card.get(bad, (1,), np.int32)[0]),
     )
 
 
-def through_kernels(volume, spec, engine, machine):
-    """A scan's logits and labels, by the kernels alone but for the network; results are poisoned before."""
-    placement = prepare(volume, spec).placement
-    tiling = Tiling.of(placement.grid, spec)
-    steps, statistics = Steps(spec, placement, tiling, machine.put), statistics_of(volume, placement)
-    scan = machine.put(np.moveaxis(volume.data, -1, 0))
-    brain = np.full(placement.box_shape, 251, np.uint8)
-    tiles = np.full((len(tiling), len(spec.modalities), *tiling.tile), np.nan, np.float32)
-    logits = np.full((spec.output_channels, *placement.grid), np.nan, np.float32)
-    labels, bad = np.zeros(volume.geometry.shape, np.uint8), np.zeros(1, np.int32)
-    at_brain, at_tiles, at_logits, at_labels, at_bad = map(machine.put, (brain, tiles, logits, labels, bad))
-    machine.run("foreground", *steps.foreground(scan, statistics, at_brain))
-    machine.run("gather", *steps.gather(scan, at_brain, statistics, at_tiles))
-    inputs = machine.get(at_tiles, tiles)
-    answers = np.concatenate([engine.infer(np.moveaxis(tile[None], 1, -1)) for tile in inputs])
-    machine.run("blend", *steps.blend(machine.put(np.moveaxis(answers, -1, 1)), at_logits))
-    machine.run("decide", *steps.decide(at_logits, at_labels, at_bad))
-    found = np.moveaxis(machine.get(at_logits, logits), 0, -1)
-    return found, machine.get(at_labels, labels), int(machine.get(at_bad, bad)[0])
-
-
-def exact_engine(spec):
-    """A network whose last bits do not depend on how tiles lie in memory, as a matrix product's do."""
-    weights = mixing(spec)
-
-    def mix(tiles):
-        logits = np.zeros((*tiles.shape[:4], spec.output_channels), np.float32)
-        for c, row in enumerate(weights):
-            logits += tiles[..., c, None] * row
-        return logits
-
-    return toy_engine(spec, mix)
-
-
-def check(volume, spec, machine):
-    """Logits and labels are numpy's, every one."""
-    engine, prepared = exact_engine(spec), prepare(volume, spec)
+def check(volume, spec, card, batch=3):
+    """Logits, labels and counts are numpy's, every one."""
+    engine, prepared = Summing(spec, card), prepare(volume, spec)
     expected = predict(prepared.data, engine, spec)
-    mask = restore(expected[..., : spec.label_channels], prepared.placement, partial(decide, spec=spec))
-    logits, labels, bad = through_kernels(volume, spec, engine, machine)
+    survey = Survey(spec)
+    mask = restore(expected[..., : spec.label_channels], prepared.placement, survey)
+    logits, labels, counts, bad = through_kernels(volume, spec, engine, card, batch)
     np.testing.assert_array_equal(logits, expected)
-    np.testing.assert_array_equal(labels, mask)
     assert bad == 0
+    if spec.activation == "sigmoid":
+        np.testing.assert_array_equal(labels, mask)
+        np.testing.assert_array_equal(counts, survey._counts)
     return mask
 
 
@@ -116,14 +83,14 @@ SPECS = {
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("background", [0.0, -3.5])
-def test_kernels_give_numpys_masks(machine, name, background):
+def test_kernels_give_numpys_masks(card, name, background):
     """Whatever the scheme, the spacing, the normalisation and the activation."""
-    mask = check(toy_volume(seed=2, background=background), toy_spec(**SPECS[name]), machine)
+    mask = check(toy_volume(seed=2, background=background), toy_spec(**SPECS[name]), card)
     assert len(np.unique(mask)) > 1
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS[::5], ids=lambda o: f"{o.axes}{o.flips}")
-def test_kernels_find_the_voxels_of_any_orientation(machine, orientation):
+def test_kernels_find_the_voxels_of_any_orientation(card, orientation):
     """Axes in any order and direction, oblique and of unequal spacing."""
     volume = toy_volume(Geometry((20, 24, 18), oblique_affine((1.0, 1.25, 1.5))))
     turned = Volume(
@@ -131,26 +98,43 @@ def test_kernels_find_the_voxels_of_any_orientation(machine, orientation):
         orientation.geometry(volume.geometry),
         scan="turned",
     )
-    check(turned, toy_spec(), machine)
+    check(turned, toy_spec(), card)
 
 
-def test_a_channel_without_a_background_makes_everything_brain(machine):
+def test_a_channel_without_a_background_makes_everything_brain(card):
     """As in numpy: where no value repeats, nothing is background."""
     volume = toy_volume()
     data = volume.data.copy()
     data[..., 1] = np.random.default_rng(0).normal(100, 10, data.shape[:3])
-    check(Volume(data, volume.geometry, scan="noise"), toy_spec(), machine)
+    check(Volume(data, volume.geometry, scan="noise"), toy_spec(), card)
 
 
-def test_a_logit_that_is_not_finite_is_reported(machine):
-    """The labels are then nobody's, and must not be used."""
-    spec = toy_spec()
-    broken = FunctionEngine(
-        lambda tiles: np.where(tiles[..., :3] > 1, np.float32(np.inf), np.float32(0)),
-        toy_engine(spec).identity,
-    )
-    broken.infer = broken._function  # past the engine's own look at its logits
-    assert through_kernels(toy_volume(), spec, broken, machine)[2] == 1
+@pytest.mark.parametrize("order", ["C", "F", "gaps", "backwards"])
+def test_a_scan_is_read_as_it_lies_in_memory(card, order):
+    """Channels first or last, the file's order of axes or its reverse; no array has to be turned for it."""
+    volume = toy_volume()
+    data = {
+        "C": np.ascontiguousarray(volume.data),
+        "F": np.asfortranarray(volume.data),
+        "gaps": np.repeat(volume.data, 2, axis=1)[:, ::2],
+        "backwards": np.ascontiguousarray(volume.data[::-1])[::-1],
+    }[order]
+    check(Volume(data, volume.geometry, scan=order), toy_spec(), card)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("at", [0, -1], ids=["first", "last"])
+def test_a_logit_that_is_not_finite_is_reported(card, value, at):
+    """Wherever it stands, also beyond the grid: the labels are then nobody's, and must not be used."""
+    volume, spec = toy_volume(), toy_spec()
+    examined = examine(volume, spec)
+    tiling = Tiling.of(examined.placement.grid, spec)
+    steps = Steps(spec, examined.placement, examined.statistics, tiling, card.put)
+    logits = np.zeros((2, spec.output_channels, *tiling.tile), np.float32)
+    logits.flat[at] = value
+    bad = card.zeros(4)
+    card.run("check", *steps.check(card.put(logits), 2, bad))
+    assert card.get(bad, (1,), np.int32)[0] == 1
 
 
 def test_the_ptx_that_ships_is_that_of_the_source():
@@ -175,25 +159,8 @@ def test_the_kernels_are_told_what_they_expect():
 
 
 @pytest.mark.data
-def test_kernels_give_numpys_masks_on_real_scans(machine, data_root):
+def test_kernels_give_numpys_masks_on_real_scans(card, real_scans):
     """Voxel for voxel, at the scans' own spacing and at another."""
-    spec = toy_spec(tile=(96, 96, 96))
-    found = [
-        scan for folder in sorted(data_root.iterdir()) if folder.is_dir() for scan in scans_in(folder, spec)
-    ]
-    if not found:
-        pytest.skip(f"no scan of four modalities directly in a folder of {data_root}")
-    for scan in found[:2]:
-        volume = read(scan)
+    for volume in real_scans:
         for spacing in ((1.0, 1.0, 1.0), (1.4, 1.1, 1.7)):
-            check(volume, toy_spec(tile=(96, 96, 96), spacing=spacing), machine)
-
-
-def scans_in(folder, spec):
-    """Whole scans; none where the folder holds something else."""
-    from brainseg_runtime.errors import BrainsegError
-
-    try:
-        return list(find_scans(folder, spec).scans)
-    except BrainsegError:
-        return []
+            check(volume, toy_spec(tile=(96, 96, 96), spacing=spacing), card)
