@@ -4,19 +4,16 @@ import os
 from pathlib import Path
 
 import keras
-import numpy as np
 import pytest
 from brainseg_export.model import to_logits
-from brainseg_runtime.geometry import Geometry
-from brainseg_runtime.nifti import write_image
 from brainseg_runtime.scans import Scan, find_scans
 from brainseg_trainer.config import load
 from brainseg_trainer.networks import build_network, divisor
-from brainseg_trainer.synthetic import synthesise
 from brainseg_trainer.task import glioma_spec
 
+from benchmarks.peers.made import write_scan
+
 CONFIG = load("glioma")
-SUFFIXES = ("t1n", "t1c", "t2w", "t2f")
 
 
 @pytest.fixture(scope="session")
@@ -41,16 +38,8 @@ def model(spec):
 @pytest.fixture(scope="session")
 def scan(tmp_path_factory, spec) -> Scan:
     """A synthetic scan stretched to BraTS' grid, 240x240x155 voxels of 1 mm, four int16 ``.nii.gz``."""
-    source = synthesise(seed=7)
-    shape = (240, 240, 155)
-    old = source.data.shape[:3]
-    nearest = np.ix_(*(np.arange(n) * o // n for n, o in zip(shape, old, strict=True)))
-    geometry = Geometry(shape, np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
     folder = tmp_path_factory.mktemp("scans") / "synthetic"
-    folder.mkdir()
-    for c, suffix in enumerate(SUFFIXES):
-        values = source.data[..., c][nearest]
-        write_image(folder / f"synthetic-{suffix}.nii.gz", values, geometry)
+    write_scan(folder)
     return find_scans(folder, spec).scans[0]
 
 
