@@ -11,7 +11,7 @@ from brainseg_trainer.simulation.setting import Setting, Stock
 
 __all__ = ["pasted"]
 
-SLOTS = 6
+SLOTS = 4
 """Crops that are pasted into a head at most."""
 
 

@@ -16,7 +16,7 @@ T1, T1C, T2, FLAIR = range(4)
 class Setting(NamedTuple):
     """How widely heads are drawn; shares are of heads, 0 to 1."""
 
-    tumour: float = 0.8
+    tumour: float = 0.7
     """Share with a tumour."""
     second: float = 0.15
     """Share of those with another one."""
@@ -26,7 +26,7 @@ class Setting(NamedTuple):
     """Largest deviation of the warp of anatomy."""
     wide: float = 0.5
     """Share whose contrast goes beyond what was measured."""
-    jitter: float = 0.2
+    jitter: float = 0.15
     """Deviation of every tissue's mean."""
     texture: float = 1.2
     """Largest factor on the measured texture."""
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
     """Largest deviation of white noise."""
     distractors: float = 0.65
     """Share that has each thing that is no tumour."""
-    pasted: float = 0.6
+    pasted: float = 0.4
     """Share into which crops of real lesions are pasted."""
     whole: float = 0.0
     """Share of heads whose skull nobody stripped."""
