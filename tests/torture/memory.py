@@ -62,12 +62,12 @@ def _write_scan(setup: Setup, folder: Path, edge: int) -> None:
 
 def _infer(setup: Setup, scan: Path, out: Path, *options: str) -> tuple[float, dict]:
     """The most memory that ``brainseg-infer`` held, in MB, and what it tells of the scan."""
-    child = subprocess.Popen(
-        [*_command(setup, scan), "-o", str(out), *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    said = child.stderr.read() if child.stderr else b""
-    _, status, usage = os.wait4(child.pid, 0)
-    if os.waitstatus_to_exitcode(status):
+    command = [*_command(setup, scan), "-o", str(out), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
+        said = child.stderr.read() if child.stderr else b""
+        _, status, usage = os.wait4(child.pid, 0)  # which tells the memory, and that it has ended
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
         raise RuntimeError(said.decode())
     record = json.loads((out / f"{scan.name}_seg.json").read_text())
     return usage.ru_maxrss / 1000, record
