@@ -1,7 +1,6 @@
 """Memory is planned before the start, and the plan is kept; what cannot fit is refused before it is read."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,14 +62,10 @@ def _write_scan(setup: Setup, folder: Path, edge: int) -> None:
 def _infer(setup: Setup, scan: Path, out: Path, *options: str) -> tuple[float, dict]:
     """The most memory that ``brainseg-infer`` held, in MB, and what it tells of the scan."""
     command = [*_command(setup, scan), "-o", str(out), *options]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as child:
-        said = child.stderr.read() if child.stderr else b""
-        _, status, usage = os.wait4(child.pid, 0)  # which tells the memory, and that it has ended
-        child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(said.decode())
+    subprocess.run(command, check=True, capture_output=True)
     record = json.loads((out / f"{scan.name}_seg.json").read_text())
-    return usage.ru_maxrss / 1000, record
+    # Not what the kernel tells of a child that has ended: that counts what its parent held when it began.
+    return record["peak_memory_mb"], record
 
 
 def _least(setup: Setup, scan: Path, enough: int) -> int:
