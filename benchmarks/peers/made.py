@@ -1,7 +1,7 @@
 """What the comparison runs on: a bundle ``full`` of the full-size ``s2d``, and a scan of BraTS' size.
 
-The network is trained for one step: speed does not depend on weights. Its masks are noise, which takes us a little
-longer to write than a lesion would.
+The network is trained for one step: speed does not depend on weights. Its masks are noise, which takes us a
+little longer to write than a lesion would.
 """
 
 import subprocess
