@@ -80,7 +80,7 @@ class Series:
     @property
     def is_mr(self) -> bool:
         """Whether all instances are of a class of MR images."""
-        return all(str(instance.header.get("SOPClassUID", "")) in MR_CLASSES for instance in self.instances)
+        return all(str(_plain(instance.header, "SOPClassUID")) in MR_CLASSES for instance in self.instances)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,4 +220,4 @@ def _plain(header: Dataset, keyword: str) -> object:
 
 
 def _order(number: str) -> tuple[int, str]:
-    return (int(number), "") if number.lstrip("-").isdigit() else (1 << 31, number)
+    return (int(number), "") if number.removeprefix("-").isdecimal() else (1 << 31, number)
