@@ -10,7 +10,7 @@ import pytest
 from brainseg_runtime.dicom import pixels as pixels_chapter
 from brainseg_runtime.dicom.archive import files_in
 from brainseg_runtime.dicom.pixels import load
-from brainseg_runtime.dicom.series import group
+from brainseg_runtime.dicom.series import _order, group
 from brainseg_runtime.dicom.stack import RAS_FROM_LPS, fill, plan
 from brainseg_runtime.errors import ScanRefused
 from dicoms import SAGITTAL, Grid, Made, save, series, truth
@@ -134,6 +134,21 @@ def test_what_is_no_stack_is_refused(folder, fault, code):
         read(folder)
     assert refused.value.code == code
     assert "CANARY" not in str(refused.value)
+
+
+def test_a_class_that_cannot_be_decoded_is_not_mr(folder):
+    """A damaged field is as good as none, and never ends the run."""
+    was = b"\x08\0\x16\0UI"
+    for path in save(series(Made(grid=Grid(slices=8))), folder).iterdir():
+        assert was in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(was, b"\x08\0\x16\0QI"))
+    (study,), _ = group(files_in(folder))
+    assert not study.series[0].is_mr
+
+
+def test_numbers_of_series_that_are_none_come_last():
+    """Also what looks like a digit to Python, and is no number to it."""
+    assert sorted(["10", "\u00b9", "?", "2", "-1", "--3"], key=_order)[:3] == ["-1", "2", "10"]
 
 
 @pytest.mark.parametrize("fault", ["missing", "doubled", "sheared"])
