@@ -1,9 +1,27 @@
 """What all tests share."""
 
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture
+def typed(monkeypatch, capfd):
+    """Run a program in this process as if it was typed: (status, stdout, stderr)."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(main, *words):
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capfd.readouterr()
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """What a user types, and the status it ends with."""
 
-import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from brainseg_export import cli
@@ -17,20 +17,9 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def brainseg_export(monkeypatch, capfd):
+def brainseg_export(typed):
     """Run ``brainseg-export`` in this process: (status, stdout, stderr)."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["brainseg-export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return ended.value.code, out, err
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return partial(typed, cli.main, "brainseg-export")
 
 
 def test_bundle_verify_inspect(brainseg_export, run, tmp_path, monkeypatch):

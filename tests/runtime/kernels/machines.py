@@ -19,6 +19,17 @@ STRUCTURES = {
     "count": Count,
 }
 
+SPECS = {
+    "tiles": {},
+    "whole head": {"scheme": "whole", "divisor": (8, 8, 8)},
+    "another spacing": {"spacing": (1.3, 0.8, 2.0)},
+    "intensities as they are": {"normalisation": "none"},
+    "softmax": {"activation": "softmax", "channels": (0, 1, 2, 3)},
+    "types": {"types": ("glioma", "meningioma")},
+    "tiles that hardly overlap": {"tile": (8, 8, 8), "overlap": 0.1},
+}
+"""Of models that differ in what kernels are told."""
+
 # -ffp-contract=off is to a C compiler what --fmad=false is to NVIDIA's.
 FLAGS = ["-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unused-variable"]
 

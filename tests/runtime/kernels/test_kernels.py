@@ -14,7 +14,7 @@ from brainseg_runtime.tiles import Tiling, predict
 from brainseg_runtime.volume import Volume
 from toys import ORIENTATIONS, oblique_affine, toy_spec, toy_volume
 
-from .machines import FOLDER, STRUCTURES
+from .machines import FOLDER, SPECS, STRUCTURES
 from .nvrtc import compiled
 
 
@@ -55,7 +55,7 @@ def through_kernels(volume, spec, engine, card, batch):
     )
 
 
-def check(volume, spec, card, batch=3):
+def assert_numpys(volume, spec, card, batch=3):
     """Logits, labels and counts are numpy's, every one."""
     engine, prepared = Summing(spec, card), prepare(volume, spec)
     expected = predict(prepared.data, engine, spec)
@@ -70,22 +70,11 @@ def check(volume, spec, card, batch=3):
     return mask
 
 
-SPECS = {
-    "tiles": {},
-    "whole head": {"scheme": "whole", "divisor": (8, 8, 8)},
-    "another spacing": {"spacing": (1.3, 0.8, 2.0)},
-    "intensities as they are": {"normalisation": "none"},
-    "softmax": {"activation": "softmax", "channels": (0, 1, 2, 3)},
-    "types": {"types": ("glioma", "meningioma")},
-    "tiles that hardly overlap": {"tile": (8, 8, 8), "overlap": 0.1},
-}
-
-
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("background", [0.0, -3.5])
 def test_kernels_give_numpys_masks(card, name, background):
     """Whatever the scheme, the spacing, the normalisation and the activation."""
-    mask = check(toy_volume(seed=2, background=background), toy_spec(**SPECS[name]), card)
+    mask = assert_numpys(toy_volume(seed=2, background=background), toy_spec(**SPECS[name]), card)
     assert len(np.unique(mask)) > 1
 
 
@@ -98,7 +87,7 @@ def test_kernels_find_the_voxels_of_any_orientation(card, orientation):
         orientation.geometry(volume.geometry),
         scan="turned",
     )
-    check(turned, toy_spec(), card)
+    assert_numpys(turned, toy_spec(), card)
 
 
 def test_a_channel_without_a_background_makes_everything_brain(card):
@@ -106,7 +95,7 @@ def test_a_channel_without_a_background_makes_everything_brain(card):
     volume = toy_volume()
     data = volume.data.copy()
     data[..., 1] = np.random.default_rng(0).normal(100, 10, data.shape[:3])
-    check(Volume(data, volume.geometry, scan="noise"), toy_spec(), card)
+    assert_numpys(Volume(data, volume.geometry, scan="noise"), toy_spec(), card)
 
 
 @pytest.mark.parametrize("order", ["C", "F", "gaps", "backwards"])
@@ -119,7 +108,7 @@ def test_a_scan_is_read_as_it_lies_in_memory(card, order):
         "gaps": np.repeat(volume.data, 2, axis=1)[:, ::2],
         "backwards": np.ascontiguousarray(volume.data[::-1])[::-1],
     }[order]
-    check(Volume(data, volume.geometry, scan=order), toy_spec(), card)
+    assert_numpys(Volume(data, volume.geometry, scan=order), toy_spec(), card)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
@@ -163,4 +152,4 @@ def test_kernels_give_numpys_masks_on_real_scans(card, real_scans):
     """Voxel for voxel, at the scans' own spacing and at another."""
     for volume in real_scans:
         for spacing in ((1.0, 1.0, 1.0), (1.4, 1.1, 1.7)):
-            check(volume, toy_spec(tile=(96, 96, 96), spacing=spacing), card)
+            assert_numpys(volume, toy_spec(tile=(96, 96, 96), spacing=spacing), card)

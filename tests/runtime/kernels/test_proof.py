@@ -8,7 +8,7 @@ from brainseg_runtime.engines.ort import OrtEngine
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable
 from brainseg_runtime.gpu import Gpu
 from brainseg_runtime.kernels import proof
-from brainseg_runtime.kernels.proof import prove
+from brainseg_runtime.kernels.proof import Fetching, prove
 from brainseg_runtime.resident import Resident
 from brainseg_runtime.segmenter import load
 from toys import toy_bundle, toy_volume
@@ -37,7 +37,10 @@ class Wrong(Cpu):
 
 def test_a_card_that_is_right_is_proven(card, bundle):
     """On any machine that runs the kernels, with an engine that meets its known answer there."""
-    prove(Resident(OrtEngineOn(card, bundle), card), bundle.golden())
+    resident, golden = Resident(OrtEngineOn(card, bundle), card), bundle.golden()
+    prove(resident, golden)
+    answer = Fetching(resident, golden.logits.shape[-1]).infer(golden.tile[None])[0]
+    np.testing.assert_allclose(answer, golden.logits, atol=1e-2)
 
 
 class OrtEngineOn:

@@ -27,7 +27,7 @@ from toys import (
     write_scan,
 )
 
-from .machines import Cpu
+from .machines import SPECS, Cpu
 
 AMPLE = 10**12
 
@@ -41,7 +41,7 @@ def both(spec, card, volume, *, probabilities=False, engine=None, **options):
     return [one.segment(volume, probabilities=probabilities) for one in (host, stays)]
 
 
-def same(found, expected):
+def assert_same(found, expected):
     """Labels, maps and record, but for where it was computed and how long that took."""
     np.testing.assert_array_equal(found.labels, expected.labels)
     if expected.probabilities is None:
@@ -58,24 +58,16 @@ def comparable(record):
     return {**record, "plan": plan, "seconds": set(record["seconds"])}
 
 
-SPECS = {
-    "tiles": {},
-    "whole head": {"scheme": "whole", "divisor": (8, 8, 8)},
-    "another spacing": {"spacing": (1.3, 0.8, 2.0)},
-    "intensities as they are": {"normalisation": "none"},
-    "softmax": {"activation": "softmax", "channels": (0, 1, 2, 3)},
-    "types": {"types": ("glioma", "meningioma")},
-    "specks": {"min_volume_mm3": 60.0},
-}
+RESIDENT_SPECS = {**SPECS, "specks": {"min_volume_mm3": 60.0}}
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", RESIDENT_SPECS)
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_mask_ranges_flags_and_record_are_those_of_the_host(card, name, batch):
     """Whatever the scheme, the spacing, the activation, and however many tiles go at a time."""
-    spec = toy_spec(**SPECS[name])
+    spec = toy_spec(**RESIDENT_SPECS[name])
     expected, found = both(spec, card, toy_volume(seed=2), batch=batch)
-    same(found, expected)
+    assert_same(found, expected)
     assert len(np.unique(found.labels)) > 1
     back = "logits" if name in ("softmax", "types") else "labels"
     assert found.record["plan"]["on_gpu"] == f"scan, {back} come back"
@@ -87,7 +79,7 @@ def test_any_orientation_gives_the_mask_of_the_host(card, orientation):
     geometry = replace(toy_geometry(), affine=oblique_affine((1.0, 1.25, 1.5)))
     volume = toy_volume(geometry)
     data = np.asfortranarray(orientation.apply(volume.data))
-    same(*reversed(both(toy_spec(), card, Volume(data, orientation.geometry(geometry)))))
+    assert_same(*reversed(both(toy_spec(), card, Volume(data, orientation.geometry(geometry)))))
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -116,7 +108,7 @@ def test_no_scan_shows_where_it_was_computed(
     )
     volume = toy_volume(toy_geometry(shape), seed=seed)
     expected, found = both(spec, card, volume, batch=batch, probabilities=probabilities)
-    same(found, expected)
+    assert_same(found, expected)
 
 
 def test_slabs_are_those_of_the_host(card):
@@ -124,14 +116,14 @@ def test_slabs_are_those_of_the_host(card):
     spec = toy_spec(scheme="whole", halo=4, working_bytes=100_000)
     expected, found = both(spec, card, toy_volume(), gpu_memory=750 * MEGABYTE)
     assert found.record["plan"]["passes"] > 1
-    same(found, expected)
+    assert_same(found, expected)
 
 
 def test_an_onnx_graph_gives_the_mask_of_the_host(library):
     """Through ONNX Runtime itself, which reads tiles from the card's memory and writes logits there."""
     spec, card = toy_spec(), Cpu(library)
     engine = OrtEngine(toy_graph(spec), spec, "fp32")
-    same(*reversed(both(spec, card, toy_volume(), engine=engine, batch=2)))
+    assert_same(*reversed(both(spec, card, toy_volume(), engine=engine, batch=2)))
     tiles = np.random.default_rng(0).normal(size=(3, 8, 4, 12, 4)).astype(np.float32)
     answer = Fetching(Resident(engine, card), spec.output_channels).infer(tiles)
     np.testing.assert_array_equal(answer, engine.infer(tiles))
@@ -144,7 +136,7 @@ def test_an_onnx_graph_gives_the_mask_of_the_host(library):
 def test_real_scans_give_the_mask_of_the_host(card, real_scans):
     """Voxel for voxel, at their own spacing, in tiles and as whole heads."""
     for changes in ({"tile": (96, 96, 96)}, {"scheme": "whole", "divisor": (16, 16, 16)}):
-        same(*reversed(both(toy_spec(**changes), card, real_scans[0], batch=2)))
+        assert_same(*reversed(both(toy_spec(**changes), card, real_scans[0], batch=2)))
 
 
 @pytest.mark.parametrize("name", ["tiles", "softmax", "types", "whole head"])
