@@ -11,7 +11,7 @@ from brainseg_trainer.config import load
 from brainseg_trainer.networks import build_network, divisor
 from brainseg_trainer.task import glioma_spec
 
-from benchmarks.peers.made import write_scan
+from benchmarks.brain import write_scan
 
 CONFIG = load("glioma")
 

@@ -8,13 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-from brainseg_runtime.geometry import Geometry
-from brainseg_runtime.nifti import write_image
-from brainseg_trainer.synthetic import synthesise
+from benchmarks.brain import write_scan
 
 RECIPE = 'base = "glioma"\nname = "full"\n[training]\nsteps = 1\nvalidate_every = 1\nwarmup = 0\nema = 0.0\n'
-SUFFIXES = ("t1n", "t1c", "t2w", "t2f")
 
 
 def main() -> None:
@@ -28,17 +24,6 @@ def main() -> None:
     subprocess.run([str(part) for part in fit], check=True)
     export = [program.with_name("brainseg-export"), "bundle", run, "-o", out / "full"]
     subprocess.run([str(part) for part in export], check=True)
-
-
-def write_scan(folder: Path) -> None:
-    """A synthetic scan stretched to BraTS' grid, 240x240x155 voxels of 1 mm, four int16 ``.nii.gz``."""
-    source = synthesise(seed=7)
-    shape = (240, 240, 155)
-    nearest = np.ix_(*(np.arange(n) * o // n for n, o in zip(shape, source.data.shape[:3], strict=True)))
-    geometry = Geometry(shape, np.array([[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
-    folder.mkdir(parents=True, exist_ok=True)
-    for c, suffix in enumerate(SUFFIXES):
-        write_image(folder / f"synthetic-{suffix}.nii.gz", source.data[..., c][nearest], geometry)
 
 
 if __name__ == "__main__":
