@@ -90,6 +90,17 @@ def test_a_link_is_no_signature(signed, keys):
     assert code_of(signed, keys / "ours.pub.pem") == "E_BUNDLE_DAMAGED"
 
 
+def test_no_bit_of_a_signature_is_idle(signed, keys):
+    """Base64 has bits that decoding ignores; flipping those is refused like any other."""
+    good = (signed / SIGNATURE).read_bytes()
+    for n in range(8 * len(good)):
+        bad = bytearray(good)
+        bad[n // 8] ^= 1 << n % 8
+        (signed / SIGNATURE).write_bytes(bad)
+        with pytest.raises(BundleInvalid, match="E_SIGNATURE"):
+            Bundle.open(signed, keys / "ours.pub.pem")
+
+
 def test_openssl_agrees(signed, keys, tmp_path):
     """The signature is plain Ed25519 over the manifest as it lies on disk."""
     if shutil.which("openssl") is None:

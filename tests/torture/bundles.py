@@ -33,7 +33,7 @@ def flips(setup: Setup) -> Iterator[Row]:
         bad = bytearray(good)
         bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
         path.write_bytes(bad)
-        # A bit of the signature that its spelling does not use changes nothing that is signed.
+        # Who does not ask for a signature does not read it.
         keys = None if path.name == "manifest.sig" and n % 2 else setup.place / "key.pub.pem"
         try:
             Bundle.open(folder, keys)
