@@ -16,7 +16,7 @@ UV := $(shell command -v uv || echo .tools/bin/uv)
 PYTHON ?= python3
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes default-model score ptx torture sbom lock clean
+.PHONY: help setup demo test check format lint types imports train figures export infer bench cubes ablation default-model score ptx torture sbom lock clean
 
 help:  ## list the verbs (this page)
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -88,6 +88,9 @@ bench: setup bundles/demo  ## seconds per stage and file to file, the forms of a
 
 cubes: setup  ## CUBES=<folder of lesion crops>: train on real lesions, score once beside a discriminant
 	$(BIN)/python -m benchmarks.cubes $(CUBES) -o runs/cubes --write docs/lesion-cubes.md
+
+ablation: setup  ## CUBES=<folder of lesion crops>: several networks on real lesions, at equal steps and equal time
+	$(BIN)/python -m benchmarks.ablation $(CUBES)
 
 # Of real data, in the folders of their origins: see benchmarks/real.py and simulation/ingredients.py.
 NAMED = $(if $(filter data/synthetic,$(DATA)),$(error name the folder of the real data: DATA=<folder>),$(DATA))
