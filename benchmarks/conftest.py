@@ -1,6 +1,8 @@
 """What is measured: the full-size default network, a brain of BraTS size, and where the real ones are."""
 
 import os
+import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import keras
@@ -12,6 +14,7 @@ from brainseg_trainer.networks import build_network, divisor
 from brainseg_trainer.task import glioma_spec
 
 from benchmarks.brain import write_scan
+from benchmarks.report import PACKAGES
 
 CONFIG = load("glioma")
 
@@ -50,5 +53,8 @@ def root() -> Path:
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    """Say how many cores there really are."""
+    """Say how many cores there really are, and which versions were measured."""
+    del machine_info["node"]  # the file is kept with the code; whose machine it was is nobody's business
     machine_info["usable_cores"] = len(os.sched_getaffinity(0))
+    machine_info["python"] = platform.python_version()
+    machine_info["versions"] = {name: version(name) for name in PACKAGES}

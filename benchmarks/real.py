@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import nibabel
 import numpy as np
+import SimpleITK
 import typer
 from brainseg_runtime.bundle import Bundle
 from brainseg_runtime.default_model import default_model
@@ -28,6 +29,7 @@ from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.labels import decide
 from brainseg_runtime.nifti import write_image, write_labels
 from brainseg_runtime.overlap import dice
+from brainseg_runtime.scans import find_scans, read
 from brainseg_runtime.segmenter import Segmenter, load
 from brainseg_runtime.spec import ModelSpec
 from brainseg_trainer.dataset import find_training_scans
@@ -89,6 +91,13 @@ PATIENTS = (
         for number in ("0001", "0002", "0006")
     ),
 )
+SINGLE = {
+    "niivue-misc FLAIR": ("flair", "niivue-misc/FLAIR.nii.gz"),
+    "niivue-misc MR_Gd": ("t1c", "niivue-misc/MR_Gd.nii.gz"),
+    "pyradiomics-brain brain1": ("t1c", "pyradiomics-brain/brain1_image.nrrd"),
+    "pyradiomics-brain brain2": ("t1c", "pyradiomics-brain/brain2_image.nrrd"),
+}
+"""Heads of which there is one modality: name -> which, and the file."""
 SHOWN = [patient.name for patient in PATIENTS if patient.name.startswith("TCGA")]
 """Whose images may be shown: CC BY 3.0."""
 
@@ -122,6 +131,17 @@ def stage_native(data: Path, folder: Path) -> None:
     for modality, word in TCGA.items():
         (found,) = (data / FG / "native").glob(f"*_{word}.nii.gz")
         (place / f"native-{BRATS_WORDS[modality]}.nii.gz").write_bytes(found.read_bytes())
+
+
+def refusals(data: Path, folder: Path, spec: ModelSpec) -> dict[str, str]:
+    """Head of one modality -> the code by which it is refused, or nothing where it is not."""
+    for name, (modality, file) in SINGLE.items():
+        place = folder / name
+        place.mkdir(parents=True)
+        image = SimpleITK.ReadImage(str(data / file))
+        SimpleITK.WriteImage(image, str(place / f"{name}-{BRATS_WORDS[modality]}.nii.gz"))
+    found = find_scans(folder, spec)
+    return {name: found.refused[name].code if name in found.refused else "" for name in SINGLE}
 
 
 def overlaps(case: Case) -> dict[str, float]:
@@ -176,8 +196,6 @@ def healthy(data: Path, folder: Path) -> None:
 
 def false_ml(segmenter: Segmenter, folder: Path) -> Iterator[tuple[str, float]]:
     """Scan -> ml that are called tumour, in heads that have none."""
-    from brainseg_runtime.scans import find_scans, read
-
     for scan in find_scans(folder, segmenter.spec).scans:
         yield scan.id, segmenter.segment(read(scan)).volumes_ml()["WT"]
 
@@ -209,6 +227,7 @@ def page(
     false: Mapping[str, float],
     timed: Run,
     native: Run,
+    single: Mapping[str, str],
 ) -> str:
     """All of it, in Markdown, with date, versions and machine."""
     by = {patient.name: patient for patient in PATIENTS}
@@ -267,6 +286,13 @@ def page(
                     )
                 ],
             ),
+            "Heads of which there is a single modality: "
+            + "; ".join(
+                f"{name} ({SINGLE[name][0]}) {f'refused, {code}' if code else 'not refused'}"
+                for name, code in single.items()
+            )
+            + ".",
+            "",
         ]
     )
 
@@ -295,6 +321,7 @@ def main(
             dict(false_ml(segmenter, folder / "healthy")),
             run(opened.folder, folder / "patients" / PATIENTS[0].name, folder / "out"),
             run(opened.folder, folder / "native", folder / "out", *REGISTERED),
+            refusals(data, folder / "single", segmenter.spec),
         )
     typer.echo(text)
     if write:

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
@@ -25,8 +23,8 @@ def report(data: dict) -> str:
             found.setdefault(name, []).append(value)
     lines = [
         f"Measured by `make bench` on {data['datetime'][:10]}: {machine['cpu']['brand_raw']}, "
-        f"{machine['usable_cores']} cores, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+        f"{machine['usable_cores']} cores, Python {machine['python']}, "
+        + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
         + ".",
         "",
     ]
@@ -85,19 +83,28 @@ def _gemm(found: list[dict]) -> list[str]:
     return [
         f"One pass over 160x192x160 voxels is {gemm['gflop']:.0f} GFLOP: {gemm['network']:.0f} GFLOP/s in "
         f"OpenVINO, {gemm['network'] / best:.0%} of the best large matrix product on "
-        f"{gemm['threads']} threads ({peaks}).",
+        f"{gemm['threads']} threads ({peaks}). Where the time goes, "
+        "as OpenVINO counts it:",
+        "",
+        *table(
+            ["part", "seconds", "GFLOP/s"],
+            [
+                [part, f"{one['seconds']:.2f}", f"{one['gflops']:.0f}" if one["gflops"] else ""]
+                for part, one in gemm["parts"].items()
+            ],
+        ),
         "",
     ]
 
 
 def _folder(found: list[dict]) -> list[str]:
     (folder,) = found
-    first, last = folder["peak_memory_mb"]
+    first, last = folder["resident_mb"]
     return [
         f"A folder of {folder['scans']} scans: {folder['seconds_a_scan']:.2f} s a scan, "
         f"{folder['times_the_floor']:.2f} times the larger of the slowest stage "
         f"({folder['slowest_stage']:.2f} s) and half the core-seconds ({folder['half_core_seconds']:.2f} s). "
-        f"Memory grows by {last - first:.0f} MB from the second scan to the last.",
+        f"Resident memory, Keras and all: {first:.0f} MB after scan 2, {last:.0f} MB after the last.",
         "",
     ]
 
@@ -169,9 +176,12 @@ def _parity(found: list[dict]) -> list[str]:
 
 
 def _whole(found: list[dict]) -> list[str]:
-    (regions,) = found
+    (measured,) = found
+    regions = measured["dice"]
     return [
-        "The demo's network in one pass and in half-overlapping tiles, mean Dice on unseen synthetic scans:",
+        "The demo's network in one pass and in half-overlapping tiles, on unseen synthetic scans: logits "
+        f"differ by {measured['logits'][0]:.2f} in the mean over the brain's box, "
+        f"{measured['logits'][1]:.0f} at most. Mean Dice:",
         "",
         *table(
             ["region", "one pass, truth", "tiles, truth", "one pass, tiles"],

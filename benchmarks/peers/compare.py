@@ -9,12 +9,22 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+import nibabel
+import numpy as np
+from brainseg_runtime.overlap import dice
+
+from benchmarks.report import table
+from benchmarks.work import gemm_peak
+
 HERE = Path(__file__).parent
+FORMS = ("openvino", "ort", "tf2onnx", "keras")
+"""Of the first bundle; of the others the first."""
 PEERS = ("monai-bundle", "torch-s2d", "monai-128", "nnunet-plain")
 SECONDS = ("read", "compute", "write", "total")
 
@@ -43,51 +53,94 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="the peers' interpreter")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/peers-latest.json"))
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/peers/latest.json"))
     parser.add_argument("--write", type=Path, default=Path("docs/peers.md"))
     asked = parser.parse_args()
-    threads = str(len(os.sched_getaffinity(0)))
-    workers = {}
-    for bundle in asked.bundle:
-        ours = [sys.executable, str(HERE / "ours.py"), str(asked.scan), bundle, threads]
-        workers[f"brainseg, {Path(bundle).name}"] = Worker(ours)
-    for name in asked.peers:
-        workers[name] = Worker([asked.python, str(HERE / "peer.py"), name, str(asked.scan), threads])
-    rounds = [{name: worker.once() for name, worker in workers.items()} for _ in range(asked.rounds + 1)][1:]
-    for worker in workers.values():
-        worker.stop()
-    asked.json.write_text(json.dumps({"load": os.getloadavg(), "rounds": rounds}, indent=1))
-    asked.write.write_text(page(rounds, asked.python))
+    threads = len(os.sched_getaffinity(0))
+    load, peaks = os.getloadavg(), {**gemm_peak(threads), "MKL (PyTorch)": _mkl(asked.python, threads)}
+    weights = Path(asked.bundle[0]).parent / "weights.npz"
+    with tempfile.TemporaryDirectory() as out:
+        workers = {}
+        for n, bundle in enumerate(asked.bundle):
+            for form in FORMS if n == 0 else FORMS[:1]:
+                name = f"brainseg, {Path(bundle).name}, {form}"
+                options = [form, str(asked.scan), bundle, str(threads), str(_folder(out, name))]
+                workers[name] = Worker([sys.executable, str(HERE / "ours.py"), *options])
+        for name in asked.peers:
+            options = [name, str(asked.scan), str(threads), str(_folder(out, name)), str(weights)]
+            workers[name] = Worker([asked.python, str(HERE / "peer.py"), *options])
+        every = [{name: worker.once() for name, worker in workers.items()} for _ in range(asked.rounds + 1)]
+        for worker in workers.values():
+            worker.stop()
+        same = _same_masks(_folder(out, next(iter(workers))), _folder(out, "torch-s2d"))
+    found = {"load": load, "gemm": peaks, "same": same, "rounds": every[1:]}
+    asked.json.write_text(json.dumps(found, indent=1))
+    asked.write.write_text(page(found, asked.python))
 
 
-def page(rounds: list[dict[str, dict[str, float]]], python: str) -> str:
+def _folder(out: str, name: str) -> Path:
+    """Where one of them writes its mask."""
+    folder = Path(out, name.replace(", ", "-"))
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _mkl(python: str, threads: int) -> float:
+    """The best of some products of 2048^2 matrices in the peers' PyTorch, in GFLOP/s."""
+    code = f"""
+import time, torch
+torch.set_num_threads({threads})
+a, b, best = torch.randn(2048, 2048), torch.randn(2048, 2048), 1e9
+for _ in range(6):
+    started = time.perf_counter()
+    a @ b
+    best = min(best, time.perf_counter() - started)
+print(2 * 2048**3 / best / 1e9)
+"""
+    return float(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def _same_masks(ours: Path, theirs: Path) -> float | None:
+    """Dice of all that is labelled in two folders' masks; none where one of them was not asked for."""
+    masks = [next(folder.glob("*seg.nii.gz"), None) for folder in (ours, theirs)]
+    if None in masks:
+        return None
+    return float(dice(*(np.asanyarray(nibabel.load(mask).dataobj) > 0 for mask in masks)))
+
+
+def page(found: dict, python: str) -> str:
     """All contestants as a table in Markdown, the first of them the measure."""
+    rounds = found["rounds"]
     code = "import torch, monai; print(f'torch {torch.__version__}, MONAI {monai.__version__}')"
     peers = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     names = list(rounds[0])
-    head = ["", *(f"times {name}" for name in names if name.startswith("brainseg")), *SECONDS, "peak MB"]
-    rows = [head, ["---"] * len(head)]
+    measures = [name for name in names if name.endswith("openvino")]
+    head = ["", *(f"times {name}" for name in measures), *SECONDS, "peak MB"]
+    rows = []
     for name in names:
-        ratios = [
-            f"{median(r[name]['total'] / r[own]['total'] for r in rounds):.1f}"
-            for own in names
-            if own.startswith("brainseg")
-        ]
+        ratios = [f"{median(r[name]['total'] / r[own]['total'] for r in rounds):.1f}" for own in measures]
         seconds = [f"{median(r[name][stage] for r in rounds):.2f}" for stage in SECONDS]
         rows.append([name, *ratios, *seconds, f"{max(r[name]['peak_mb'] for r in rounds):.0f}"])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    best = ", ".join(f"{name} {value:.0f}" for name, value in found["gemm"].items())
+    same = (
+        f"`torch-s2d` has the weights of the first bundle; Dice of its mask and ours: {found['same']:.5f}. "
+        if found["same"] is not None
+        else ""
+    )
+    lines = "\n".join(table(head, rows))
     return f"""# Peers
 
 Written by `python -m benchmarks.peers.compare` (benchmarks/peers/README.md) on {date.today()}:
 {platform.machine()}, {len(os.sched_getaffinity(0))} cores, OpenVINO {version("openvino")}, {peers};
-{len(rounds)} rounds, in turn. Seconds of one scan of four modalities, `.nii.gz` files to `.nii.gz` file, in a
-warm process: medians; ratios are medians of those within a round. The weights of the peers and of `full` are
-random, which does not
-change how long they take; nothing here speaks of quality. The networks differ, and so do their grids:
-`benchmarks/peers/README.md` says what each is.
+{len(rounds)} rounds, in turn. Seconds of one scan of four modalities, `.nii.gz` files to `.nii.gz` file,
+in a warm process: medians; ratios are medians of those within a round. The load before was
+{found["load"][0]:.1f}, the best product of 2048^2 matrices in FP32, in GFLOP/s: {best}.
 
-{table}
-"""
+The weights of the peers and of `full` are random, which does not change how long they take; nothing here
+speaks of quality. {same}The networks differ, and so do their grids: `benchmarks/peers/README.md` says what
+each is.
+
+{lines}"""
 
 
 if __name__ == "__main__":

@@ -8,9 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
+from onnx.numpy_helper import to_array
+
 from benchmarks.brain import write_scan
 
 RECIPE = 'base = "glioma"\nname = "full"\n[training]\nsteps = 1\nvalidate_every = 1\nwarmup = 0\nema = 0.0\n'
+
+WORDS = {1: "kernel", 2: "bias"}
+"""What a convolution's inputs are, beside the image."""
 
 
 def main() -> None:
@@ -24,6 +31,16 @@ def main() -> None:
     subprocess.run([str(part) for part in fit], check=True)
     export = [program.with_name("brainseg-export"), "bundle", run, "-o", out / "full"]
     subprocess.run([str(part) for part in export], check=True)
+    weights(out / "full" / "model.onnx", out / "weights.npz")
+
+
+def weights(graph: Path, file: Path) -> None:
+    """Kernel and bias of every convolution of a clean graph, in the order in which they are computed."""
+    model = onnx.load(graph)
+    known = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    parts = {f"{word}{n}": known[node.input[i]] for n, node in enumerate(layers) for i, word in WORDS.items()}
+    np.savez(file, **parts)
 
 
 if __name__ == "__main__":

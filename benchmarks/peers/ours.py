@@ -3,17 +3,46 @@
 import json
 import resource
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from brainseg_runtime import find_scans, load, read, write
+from brainseg_runtime import Bundle, Segmenter, find_scans, load, read, write
+
+
+def keras(bundle: Path) -> Segmenter:
+    """The Keras model that the bundle beside it was made of, through the same pipeline."""
+    from brainseg_export.model import keras_engine, to_logits
+    from brainseg_export.model import load as load_model
+
+    spec = Bundle.open(bundle).spec
+    return Segmenter(spec, keras_engine(to_logits(load_model(bundle.parent / "run" / "model.keras"), spec)))
+
+
+def tf2onnx(bundle: Path, threads: int) -> Segmenter:
+    """The graph that tf2onnx makes of that model, as it is, in onnxruntime."""
+    from brainseg_export.model import load as load_model
+    from brainseg_export.model import to_logits
+    from brainseg_export.witness import convert
+    from brainseg_runtime.engines.ort import OrtEngine
+
+    spec = Bundle.open(bundle).spec
+    graph = convert(to_logits(load_model(bundle.parent / "run" / "model.keras"), spec), spec)
+    return Segmenter(spec, OrtEngine(graph.SerializeToString(), spec, "fp32", threads=threads))
+
+
+def opened(form: str, bundle: Path, threads: int) -> Segmenter:
+    """What answers in one of our forms."""
+    if form == "keras":
+        return keras(bundle)
+    if form == "tf2onnx":
+        return tf2onnx(bundle, threads)
+    return load(bundle, form, threads=threads)
 
 
 def main() -> None:
-    """Arguments: scan, bundle, threads."""
-    folder, bundle, threads = sys.argv[1:]
-    with load(bundle, "openvino", threads=int(threads)) as segmenter, tempfile.TemporaryDirectory() as out:
+    """Arguments: form, scan, bundle, threads, a folder for the result."""
+    form, folder, bundle, threads, out = sys.argv[1:]
+    with opened(form, Path(bundle), int(threads)) as segmenter:
         (scan,) = find_scans([Path(folder)], segmenter.spec).scans
         for _ in sys.stdin:
             clock = [time.perf_counter()]

@@ -3,8 +3,8 @@
 import json
 import resource
 import sys
-import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,6 +49,19 @@ class S2d(nn.Module):
             x = self.merge[n](torch.cat([self.up[n](x), skips[n]], 1))
         return self.head(x)
 
+    def take(self, file: Path) -> None:
+        """Our weights: kernel and bias of every convolution, in the order in which they are computed."""
+        order = []
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+                layer.register_forward_hook(lambda layer, *_: order.append(layer))
+        self(torch.zeros(1, 4, 32, 32, 32))
+        with np.load(file) as found:
+            for n, layer in enumerate(order):
+                layer.weight.data = torch.from_numpy(found[f"kernel{n}"])
+                layer.bias.data = torch.from_numpy(found[f"bias{n}"])
+                layer._forward_hooks.clear()
+
 
 def segresnet() -> nn.Module:
     """The network of MONAI's bundle ``brats_mri_segmentation``."""
@@ -86,18 +99,20 @@ PEERS = {
 
 
 def main() -> None:
-    """Arguments: peer, scan, threads."""
-    name, folder, threads = sys.argv[1:]
+    """Arguments: peer, scan, threads, a folder for the result, our weights."""
+    name, folder, threads, out, weights = sys.argv[1:]
     torch.set_num_threads(int(threads))
     make, run, cropped = PEERS[name]
     torch.manual_seed(0)
     network = make().eval()
     files = [next(p for p in sorted(Path(folder).iterdir()) if w in _words(p)) for w in WORDS]
-    with tempfile.TemporaryDirectory() as out, torch.inference_mode():
+    with ThreadPoolExecutor(len(files)) as pool, torch.inference_mode():
+        if isinstance(network, S2d):
+            network.take(Path(weights))
         for _ in sys.stdin:
             clock = [time.perf_counter()]
             images = [nibabel.load(path) for path in files]
-            data = np.stack([np.asarray(image.dataobj, dtype=np.float32) for image in images])
+            data = np.stack(list(pool.map(lambda image: np.asarray(image.dataobj, np.float32), images)))
             clock.append(time.perf_counter())
             labels = _segment(data, network, run, cropped)
             clock.append(time.perf_counter())
