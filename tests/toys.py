@@ -53,6 +53,12 @@ def oblique() -> Geometry:
     return Geometry((12, 10, 6), oblique_affine())
 
 
+def toy_regions(min_volume_mm3: float = 0.0) -> tuple[Region, ...]:
+    """BraTS' regions, pieces of each below a volume dropped."""
+    parts = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
+    return tuple(Region(name, labels, 0.5, min_volume_mm3) for name, labels in parts.items())
+
+
 def toy_spec(**changes: object) -> ModelSpec:
     """A four-modality glioma spec for small grids."""
     fields: dict[str, object] = {
@@ -60,7 +66,7 @@ def toy_spec(**changes: object) -> ModelSpec:
         "modalities": tuple(Modality(name, ALIASES[name]) for name in MODALITIES),
         "reference": "t1c",
         "labels": (Label(1, "NCR"), Label(2, "ED"), Label(3, "ET")),
-        "regions": (Region("WT", (1, 2, 3)), Region("TC", (1, 3)), Region("ET", (3,))),
+        "regions": toy_regions(),
         "tile": (16, 16, 16),
         "divisor": (4, 4, 4),
     }

@@ -97,8 +97,9 @@ def spec_rows(spec: ModelSpec) -> Rows:
         rows.append(("types of tumour told apart", ", ".join(spec.types)))
     if spec.activation == "sigmoid":
         rows.append(("thresholds", ", ".join(f"{r.name} {r.threshold:g}" for r in spec.regions)))
-    if spec.min_volume_mm3:
-        rows.append(("dropped pieces", f"below {spec.min_volume_mm3:g} mm3"))
+    judged = [f"of {r.name} below {r.min_volume_mm3:g} mm3" for r in spec.regions if r.min_volume_mm3]
+    if judged:
+        rows.append(("dropped pieces", ", ".join(judged)))
     return [*rows]
 
 

@@ -26,20 +26,20 @@ def decide(logits: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.uint8]:
 
 
 def drop_specks(labels: NDArray[np.uint8], spec: ModelSpec, voxel_volume: float) -> NDArray[np.uint8]:
-    """Labels (I, J, K) without the connected pieces of a region below the spec's volume.
+    """Labels (I, J, K) without the connected pieces of every region below its smallest volume.
 
     ``voxel_volume`` in mm3. A dropped piece takes the label of the region around it, background where
     there is none.
     """
-    smallest = spec.min_volume_mm3 / voxel_volume
-    if smallest <= 1 or not labels.any():
+    judged = [region for region in spec.regions if region.min_volume_mm3 > voxel_volume]
+    if not judged or not labels.any():
         return labels
     labels = labels.copy()
     # A tumour is a small part of a scan: nothing outside its box can change.
     box = labels[_box(labels)]
-    for region in spec.regions:
+    for region in judged:
         pieces = components(np.isin(box, region.labels))
-        small = np.bincount(pieces.ravel()) < smallest
+        small = np.bincount(pieces.ravel()) < region.min_volume_mm3 / voxel_volume
         small[0] = False
         if small.any():
             box[small[pieces]] = _around(region, spec)

@@ -26,8 +26,8 @@ FLAGS: Mapping[str, str] = {
 """Every flag that a result can carry, and what it means. Codes are never reused."""
 
 BORDERLINE_MM3 = 100.0
-"""The smallest enhancing tumour among 239 training patients of BraTS 2020 has 102 mm3. Where the spec
-drops specks, twice that limit if it is more."""
+"""The smallest enhancing tumour among 239 training patients of BraTS 2020 has 102 mm3. Of a region
+whose specks are dropped, twice that limit if it is more."""
 EDGE_MM2 = 10.0
 """Area on one face of the brain's box from which a contact is more than a corner."""
 UNSURE_SHARE = 0.5
@@ -62,9 +62,10 @@ def quality_flags(
     # A few slices end somewhere in the tumour; that is no news.
     within = [axis for axis in range(3) if not (spec.thin and spec.divisor[axis] == 1)]
     flags += _edges(segmentation, placement, within)
-    smallest = max(BORDERLINE_MM3, 2 * spec.min_volume_mm3) / 1000.0
     volumes = segmentation.volumes_ml()
-    for region, ml in volumes.items():
+    for described in spec.regions:
+        region, ml = described.name, volumes[described.name]
+        smallest = max(BORDERLINE_MM3, 2 * described.min_volume_mm3) / 1000.0
         flags += _borderline(region, ml, ranges[region], smallest)
         flags += _unsure(region, ranges[region], smallest)
         flags += _implausible(region, ml)

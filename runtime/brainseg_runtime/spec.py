@@ -44,6 +44,8 @@ class Region:
     labels: tuple[int, ...]
     threshold: float = 0.5
     """Probability from which a voxel belongs to the region; used by sigmoid models only."""
+    min_volume_mm3: float = 0.0
+    """Connected pieces of the region smaller than this are dropped."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,6 @@ class ModelSpec:
     """``zscore``: per modality over the brain, background 0. ``none``: intensities as they are."""
     anatomy: Anatomy = "brain"
     """What the model was trained on. ``brain``: skull-stripped images. ``head``: images as they come."""
-    min_volume_mm3: float = 0.0
-    """Connected pieces of a region smaller than this are dropped."""
     input_name: str = "image"
     output_name: str = "logits"
 
@@ -122,6 +122,10 @@ class ModelSpec:
                 problems.append(f"region {region.name} is made of unknown labels {region.labels}")
             if not 0.0 < region.threshold < 1.0:
                 problems.append(f"the threshold of {region.name} is not between 0 and 1")
+            if not 0.0 <= region.min_volume_mm3 < float("inf"):
+                problems.append(
+                    f"min_volume_mm3 of {region.name} is not negative, received {region.min_volume_mm3}"
+                )
         if self.activation not in get_args(Activation):
             problems.append(f"unknown activation {self.activation!r}")
         if self.normalisation not in get_args(Normalisation):
@@ -150,8 +154,6 @@ class ModelSpec:
             problems.append(f"spacing is three sizes in 0.05..20 mm, received {self.spacing}")
         if not 0.0 <= self.overlap <= 0.75:
             problems.append(f"overlap is in 0..0.75, received {self.overlap}")
-        if not 0.0 <= self.min_volume_mm3 < float("inf"):
-            problems.append(f"min_volume_mm3 is not negative, received {self.min_volume_mm3}")
         return problems
 
     def _nesting_problems(self) -> list[str]:
@@ -235,7 +237,12 @@ def _typed(raw: Mapping[str, Any]) -> dict[str, Any]:
     )
     fields["labels"] = tuple(Label(int(entry["value"]), str(entry["name"])) for entry in raw["labels"])
     fields["regions"] = tuple(
-        Region(str(r["name"]), tuple(int(v) for v in r["labels"]), float(r["threshold"]))
+        Region(
+            str(r["name"]),
+            tuple(int(v) for v in r["labels"]),
+            float(r["threshold"]),
+            float(r["min_volume_mm3"]),
+        )
         for r in raw["regions"]
     )
     for name, kind in (

@@ -1,5 +1,7 @@
 """Thresholds, nesting, connected pieces."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from brainseg_runtime.errors import BundleInvalid
@@ -8,7 +10,7 @@ from brainseg_runtime.spec import Label, Region
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from toys import toy_spec
+from toys import toy_regions, toy_spec
 
 LOGITS = arrays(np.float32, (4, 5, 3, 3), elements=st.floats(-5, 5, width=32))
 
@@ -84,7 +86,7 @@ def test_specks_take_the_label_of_what_is_around_them():
     labels[5, 5, 5] = 3
     labels[16, 16, 16] = 2
     labels[10, 10, 10] = 1
-    cleaned = drop_specks(labels, toy_spec(min_volume_mm3=10.0), voxel_volume=2.0)
+    cleaned = drop_specks(labels, toy_spec(regions=toy_regions(10.0)), voxel_volume=2.0)
     assert cleaned[16, 16, 16] == 0
     assert cleaned[10, 10, 10] == 2
     assert cleaned[5, 5, 5] == 1
@@ -92,12 +94,26 @@ def test_specks_take_the_label_of_what_is_around_them():
     np.testing.assert_array_equal(drop_specks(labels, toy_spec(), 2.0), labels)
 
 
+def test_every_region_has_its_own_smallest_volume():
+    """A piece of the outermost region that is too small goes with all inside it."""
+    wt, tc, et = toy_regions()
+    spec = toy_spec(regions=(replace(wt, min_volume_mm3=30.0), tc, et))
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[1:5, 1:5, 1:5] = 2
+    labels[2, 2, 2] = 3
+    labels[8:10, 8:10, 8:10] = 2
+    labels[8, 8, 8] = 3
+    cleaned = drop_specks(labels, spec, voxel_volume=1.0)
+    np.testing.assert_array_equal(cleaned[:6], labels[:6])
+    assert not cleaned[6:].any()
+
+
 def test_the_smallest_volume_is_in_mm3():
     """Five voxels of 2 mm3 reach 10 mm3 and stay; four do not."""
     labels = np.zeros((12, 3, 3), np.uint8)
     labels[0:5, 0, 0] = 2
     labels[7:11, 2, 2] = 2
-    cleaned = drop_specks(labels, toy_spec(min_volume_mm3=10.0), voxel_volume=2.0)
+    cleaned = drop_specks(labels, toy_spec(regions=toy_regions(10.0)), voxel_volume=2.0)
     assert cleaned[0:5, 0, 0].all()
     assert not cleaned[7:11].any()
 
@@ -117,7 +133,7 @@ def test_the_smallest_volume_is_in_mm3():
         {"activation": "softmax"},
         {"channels": (0, 1, 2, 3)},
         {"modalities": ()},
-        {"min_volume_mm3": float("nan")},
+        {"regions": toy_regions(float("nan"))},
     ],
     ids=str,
 )

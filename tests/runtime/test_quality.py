@@ -7,7 +7,7 @@ from brainseg_runtime.preprocess import Placement, prepare
 from brainseg_runtime.quality import FLAGS, quality_flags
 from brainseg_runtime.segmenter import Segmenter
 from brainseg_runtime.volume import Segmentation
-from toys import phantom, toy_engine, toy_spec, toy_volume
+from toys import phantom, toy_engine, toy_regions, toy_spec, toy_volume
 
 SURE = VolumeRange(0.95, 1.0, 1.05)
 
@@ -66,7 +66,7 @@ def test_small_regions_are_borderline():
     few = np.where(segmentation.labels == 3, 2, segmentation.labels)
     few[tuple(np.argwhere(segmentation.labels == 3)[:20].T)] = 3
     assert flagged(relabelled(segmentation, few), volume)["Q_BORDERLINE"].region == "ET"
-    assert "Q_BORDERLINE" in flagged(segmentation, volume, toy_spec(min_volume_mm3=5000.0))
+    assert "Q_BORDERLINE" in flagged(segmentation, volume, toy_spec(regions=toy_regions(5000.0)))
     none = np.where(segmentation.labels == 3, 2, segmentation.labels)
     dropped = flagged(relabelled(segmentation, none), volume, ET=VolumeRange(0.01, 0.02, 0.03))
     assert "dropped" in dropped["Q_BORDERLINE"].words

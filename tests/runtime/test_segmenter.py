@@ -7,14 +7,23 @@ import pytest
 from brainseg_runtime.overlap import dice
 from brainseg_runtime.segmenter import Segmenter, load
 from brainseg_runtime.volume import Segmentation, Volume
-from toys import ORIENTATIONS, oblique, toy_bundle, toy_engine, toy_geometry, toy_spec, toy_volume
+from toys import (
+    ORIENTATIONS,
+    oblique,
+    toy_bundle,
+    toy_engine,
+    toy_geometry,
+    toy_regions,
+    toy_spec,
+    toy_volume,
+)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
 def test_the_same_mask_from_every_axis_order_and_flip(orientation):
     """An oblique, anisotropic, asymmetric scan stored in 48 ways gets one mask in the patient."""
     volume = toy_volume(oblique())
-    spec = toy_spec(min_volume_mm3=20.0)
+    spec = toy_spec(regions=toy_regions(20.0))
     with Segmenter(spec, toy_engine(spec)) as segmenter:
         expected = segmenter.segment(volume).labels
         stored = Volume(

@@ -67,7 +67,7 @@ def test_of_equal_thresholds_the_one_nearest_to_the_middle_is_taken():
 
 # Through the pipeline.
 
-SPEC = toy_spec(min_volume_mm3=0.0)
+SPEC = toy_spec()
 TRUE = {"WT": 0.3, "TC": 0.6, "ET": 0.7}
 
 

@@ -76,6 +76,9 @@ class Task:
     """``sigmoid``: a channel per region. ``softmax``: a channel per label and one for the background."""
     types: bool = False
     """Whether the tumour's type is told too, where the data say it."""
+    min_volume_mm3: tuple[float, float, float] = (50.0, 50.0, 50.0)
+    """Of WT, TC and ET: connected pieces smaller than this are dropped. Below 50 mm3 most are false, and
+    none of them changes a plan."""
 
 
 @dataclass(frozen=True)

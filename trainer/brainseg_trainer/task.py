@@ -37,12 +37,16 @@ def glioma_spec(config: TrainConfig, divisor: tuple[int, int, int]) -> ModelSpec
             "Correct the TOML file.",
         )
     softmax = config.task.activation == "softmax"
+    parts = (("WT", (1, 2, 3)), ("TC", (1, 3)), ("ET", (3,)))
     return ModelSpec(
         name=config.name,
         modalities=tuple(Modality(name, ALIASES[name], name in config.task.optional) for name in names),
         reference="t1c" if "t1c" in names else next(n for n in names if n not in config.task.optional),
         labels=(Label(1, "NCR"), Label(2, "ED"), Label(3, "ET")),
-        regions=(Region("WT", (1, 2, 3)), Region("TC", (1, 3)), Region("ET", (3,))),
+        regions=tuple(
+            Region(name, labels, min_volume_mm3=mm3)
+            for (name, labels), mm3 in zip(parts, config.task.min_volume_mm3, strict=True)
+        ),
         tile=config.data.tile,
         divisor=divisor,
         activation=config.task.activation,
@@ -50,8 +54,6 @@ def glioma_spec(config: TrainConfig, divisor: tuple[int, int, int]) -> ModelSpec
         spacing=config.data.spacing,
         normalisation=config.data.normalisation,
         scheme=scheme_of(config),
-        # Pieces below this size are mostly false, and none of them changes a plan.
-        min_volume_mm3=50.0,
     )
 
 

@@ -22,6 +22,7 @@ from toys import (
     oblique_affine,
     toy_geometry,
     toy_graph,
+    toy_regions,
     toy_spec,
     toy_volume,
     write_scan,
@@ -58,7 +59,7 @@ def comparable(record):
     return {**record, "plan": plan, "seconds": set(record["seconds"])}
 
 
-RESIDENT_SPECS = {**SPECS, "specks": {"min_volume_mm3": 60.0}}
+RESIDENT_SPECS = {**SPECS, "specks": {"regions": toy_regions(60.0)}}
 
 
 @pytest.mark.parametrize("name", RESIDENT_SPECS)
