@@ -227,7 +227,12 @@ def infer(
         else:
             segment = segmenter.run if isinstance(segmenter, Workers) else partial(run, segmenter)
             results = segment(
-                found, output, label_scheme=label_scheme, overwrite=overwrite, attachments=attachments
+                found,
+                output,
+                label_scheme=label_scheme,
+                overwrite=overwrite,
+                attachments=attachments,
+                warn=lambda words: say({"event": "warning", "message": words}),
             )
         with typer.progressbar(results, length=total, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
             for outcome in bar:
@@ -425,6 +430,8 @@ def _sentence(event: dict[str, Any]) -> str:
             seconds = ", ".join(f"{stage} {s:.2f}" for stage, s in event["seconds"].items())
             warnings = "".join(f" ({warning})" for warning in event["warnings"])
             return f"{event['scan']}: {volumes}{warnings} [s: {seconds}] -> {event['mask']}"
+        case "warning":
+            return f"warning: {event['message']}"
         case _:
             return f"{event['scan']}: already done, skipped (--overwrite redoes it)"
 

@@ -175,6 +175,20 @@ def test_a_scan_that_takes_too_long_is_refused(infer, bundle, scans, tmp_path):
     assert infer(*given, "--timeout", "600")[0] == 0
 
 
+def test_a_file_that_is_no_record_is_told_and_the_run_ends_well(infer, bundle, scans, tmp_path):
+    """Status 0, a warning in words or as an event, and a table of the rest."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine_seg.json").write_text("{")
+    status, said, err = infer(scans, "-m", bundle, "-o", out)
+    assert (status, err) == (0, "")
+    assert "warning: mine_seg.json" in said
+    assert len((out / "volumes.csv").read_text().splitlines()) == 3
+    status, said, _ = infer(scans, "-m", bundle, "-o", out, "--json")
+    event = json.loads(said.splitlines()[-1])
+    assert (status, event["event"], "mine_seg.json" in event["message"]) == (0, "warning", True)
+
+
 def test_matching_is_explained_without_running(infer, bundle, scans, tmp_path):
     """Every file is shown with what it was taken for."""
     status, out, _ = infer(scans, "-m", bundle, "-o", tmp_path / "out", "--explain-matching")
