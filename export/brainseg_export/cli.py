@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from brainseg_runtime.console import end_with
+from brainseg_runtime.console import Keys, end_with
 from brainseg_runtime.errors import EngineUnavailable
 
 if TYPE_CHECKING:
@@ -23,12 +23,6 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 BundleFolder = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)
-]
-Keys = Annotated[
-    Path | None,
-    typer.Option(
-        "--require-signature", metavar="KEYS.pem", help="Refuse what none of these public keys signed."
-    ),
 ]
 
 
@@ -116,6 +110,7 @@ def inspect(folder: BundleFolder) -> None:
 def engine(
     folder: BundleFolder,
     device: Annotated[str, typer.Option(help="For which GPU.")] = "cuda:0",
+    require_signature: Keys = None,
 ) -> None:
     """Build a bundle's TensorRT plans on this machine, FP32 and FP16, and run the known answer through each.
 
@@ -129,7 +124,7 @@ def engine(
     from brainseg_runtime.plans.cli import ready
     from brainseg_runtime.selftest import check
 
-    opened = Bundle.open(folder)
+    opened = Bundle.open(folder, require_signature)
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in precisions:
         said = ready(opened, precision, device)

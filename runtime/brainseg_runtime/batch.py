@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -24,6 +25,7 @@ from brainseg_runtime.outputs import (
     Written,
     is_done,
     result_path,
+    standing,
     write,
     write_table,
 )
@@ -115,11 +117,12 @@ def run(
     label_scheme: LabelScheme = "brats2023",
     overwrite: bool = False,
     attachments: Collection[AttachmentKind] = (),
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Outcome]:
     """Segment every scan into a folder, one outcome a scan, and write the table of volumes at the end.
 
     With the attachment ``report`` an index of all pages is written too. Outcomes come in the order of the
-    scans.
+    scans. ``warn`` is told what is amiss with the folder rather than with a scan.
 
     Raises:
         OutputUnwritable: ``E_OUTPUT``; it stops the run, since no other scan could be written either.
@@ -132,7 +135,7 @@ def run(
         overwrite=overwrite,
         attachments=attachments,
     )
-    return concluded(found, outcomes, folder, attachments)
+    return concluded(found, outcomes, folder, attachments, warn)
 
 
 def concluded(
@@ -140,8 +143,13 @@ def concluded(
     outcomes: Generator[Outcome, None, None],
     folder: Path,
     attachments: Collection[AttachmentKind],
+    warn: Callable[[str], None],
 ) -> Iterator[Outcome]:
-    """The outcomes of a run, those that were refused first; then its table, and its index if asked for."""
+    """The outcomes of a run, those that were refused first; then its table, and its index if asked for.
+
+    Both tell of every result in the folder, but for scans that failed now: an earlier result of theirs is
+    of other files or another model.
+    """
     yield from (Failed(scan, error) for scan, error in found.refused.items())
     failed = dict(found.refused)
     try:
@@ -151,9 +159,12 @@ def concluded(
                     failed[outcome.scan] = outcome.error
                 yield outcome
     finally:
-        write_table(folder)
+        records, others = standing(folder, without=failed)
+        write_table(folder, records)
         if "report" in attachments:
-            write_index(folder, failed)
+            write_index(folder, records, failed)
+        for path in others:
+            warn(f"{path.name} is no record of a result, so volumes.csv has no row for it.")
 
 
 def segment_each(

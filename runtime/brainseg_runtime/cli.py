@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from brainseg_runtime.console import end_with
+from brainseg_runtime.console import Keys, end_with
 from brainseg_runtime.plans.cli import plans
 
 if TYPE_CHECKING:
@@ -139,14 +139,7 @@ def infer(
             metavar="SHA256SUMS", help="Refuse files that are not as this list says.", show_default="none"
         ),
     ] = None,
-    require_signature: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="KEYS.pem",
-            help="Refuse a model that none of these public keys signed.",
-            show_default="no",
-        ),
-    ] = None,
+    require_signature: Keys = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Redo scans that are done.")] = False,
     explain_matching: Annotated[
         bool, typer.Option("--explain-matching", help="Only say which file is taken for what, and why.")
@@ -179,7 +172,7 @@ def infer(
     devices = devices_of(device or default_device(engine))
     models = model or [default_model()]
     if explain_matching:
-        spec = Bundle.open(models[0]).spec
+        spec = Bundle.open(models[0], require_signature).spec
         typer.echo(explain(find_scans(inputs, spec), spec))
         return
     asked: dict[AttachmentKind, bool] = {
@@ -199,7 +192,7 @@ def infer(
 
         for folder in models:
             for one in devices:
-                ready(Bundle.open(folder), precision, one)
+                ready(Bundle.open(folder, require_signature), precision, one)
     limit = None if max_memory is None else max_memory * MEGABYTE
     threads, limit = share(devices, threads, limit)
     opening = partial(
@@ -234,7 +227,12 @@ def infer(
         else:
             segment = segmenter.run if isinstance(segmenter, Workers) else partial(run, segmenter)
             results = segment(
-                found, output, label_scheme=label_scheme, overwrite=overwrite, attachments=attachments
+                found,
+                output,
+                label_scheme=label_scheme,
+                overwrite=overwrite,
+                attachments=attachments,
+                warn=lambda words: say({"event": "warning", "message": words}),
             )
         with typer.progressbar(results, length=total, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
             for outcome in bar:
@@ -246,6 +244,7 @@ def infer(
 @app.command()
 def selftest(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
+    require_signature: Keys = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
 ) -> None:
     """Run a bundle's known answer on every engine of this machine, in every precision.
@@ -256,7 +255,7 @@ def selftest(
     from brainseg_runtime.console import aligned
     from brainseg_runtime.selftest import everywhere
 
-    verdicts = list(everywhere(Bundle.open(bundle)))
+    verdicts = list(everywhere(Bundle.open(bundle, require_signature)))
     if as_json:
         for verdict in verdicts:
             typer.echo(json.dumps({"schema": 1, "event": "selftest", **vars(verdict)}))
@@ -288,6 +287,7 @@ def verify_run(
         list[Path] | None,
         typer.Option("--model", "-m", help="The bundle of the run.", show_default="the default model"),
     ] = None,
+    require_signature: Keys = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Repeat a run as its record says, and compare the masks byte for byte.
@@ -298,7 +298,7 @@ def verify_run(
     from brainseg_runtime.errors import BundleInvalid
     from brainseg_runtime.rerun import verify_run as verify
 
-    told = verify(record, inputs, model or [default_model()])
+    told = verify(record, inputs, model or [default_model()], require_signature)
     if as_json:
         typer.echo(json.dumps({"schema": 1, "event": "verify-run", **vars(told), "same": told.same}))
     else:
@@ -430,6 +430,8 @@ def _sentence(event: dict[str, Any]) -> str:
             seconds = ", ".join(f"{stage} {s:.2f}" for stage, s in event["seconds"].items())
             warnings = "".join(f" ({warning})" for warning in event["warnings"])
             return f"{event['scan']}: {volumes}{warnings} [s: {seconds}] -> {event['mask']}"
+        case "warning":
+            return f"warning: {event['message']}"
         case _:
             return f"{event['scan']}: already done, skipped (--overwrite redoes it)"
 

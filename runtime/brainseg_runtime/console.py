@@ -1,17 +1,29 @@
-"""How a command ends: with the status of what stopped it, and one line that says so."""
+"""What commands share: an option, and how they end, with a status and one line that says why."""
 
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from brainseg_runtime.errors import BrainsegError
 
-__all__ = ["aligned", "end_with"]
+__all__ = ["Keys", "aligned", "end_with"]
+
+Keys = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-signature",
+        metavar="KEYS.pem",
+        help="Refuse a model that none of these public keys signed.",
+        show_default="no",
+    ),
+]
+"""An option of every command that runs or builds the graph of a bundle."""
 
 
 class _Interrupted(BaseException):

@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -149,6 +150,7 @@ class Workers(AbstractContextManager["Workers"]):
         label_scheme: LabelScheme = "brats2023",
         overwrite: bool = False,
         attachments: Collection[AttachmentKind] = (),
+        warn: Callable[[str], None] = warnings.warn,
     ) -> Iterator[Outcome]:
         """As ``batch.run``, but that outcomes come as they are done; it is the last that the workers do.
 
@@ -165,7 +167,7 @@ class Workers(AbstractContextManager["Workers"]):
             attachments=attachments,
             engines=self._engines,
         )
-        return concluded(found, self._outcomes(found.scans, work), folder, attachments)
+        return concluded(found, self._outcomes(found.scans, work), folder, attachments, warn)
 
     def close(self) -> None:
         """End every process; what one writes it may finish."""

@@ -114,10 +114,11 @@ def _other_heads(volume: Volume, masks: Mapping[str, Mask]) -> Iterator[Flag]:
     """Brains of one patient on one grid fill the same voxels; heads with their skull are not compared."""
     if foreground_ml(volume) > BRAIN_ML:
         return
-    for one, other in combinations(masks, 2):
+    # Slices that are fewer than a block is thick give no blocks, which say nothing.
+    for one, other in combinations((name for name, mask in masks.items() if mask.any()), 2):
         both = np.count_nonzero(masks[one] & masks[other])
         held = np.count_nonzero(masks[one]) + np.count_nonzero(masks[other])
-        dice = 2 * int(both) / max(1, int(held))
+        dice = 2 * int(both) / int(held)
         if dice < SAME_BRAIN:
             words = (
                 f"{one} and {other} may not be of one patient, or not lie on each other: "

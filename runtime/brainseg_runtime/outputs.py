@@ -34,6 +34,7 @@ __all__ = [
     "coded",
     "is_done",
     "result_path",
+    "standing",
     "write",
     "write_table",
 ]
@@ -195,25 +196,62 @@ def is_done(
                 for kind in attachments
             )
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
-def write_table(folder: Path | str) -> Path | None:
-    """Write ``volumes.csv``: a row for every scan that is done in a folder, in ml; None without any."""
-    rows = []
+def standing(folder: Path | str, without: Collection[str] = ()) -> tuple[list[dict[str, Any]], list[Path]]:
+    """The records in a folder, but those of some scans; and the files that are called as one and are none."""
+    records, others = [], []
     for path in sorted(Path(folder).glob("*_seg.json")):
-        contents = json.loads(path.read_bytes())
-        volumes = {f"{region}_ml": ml for region, ml in contents["volumes_ml"].items()}
-        kind = {"type": (contents["type"] or {}).get("name", "")} if "type" in contents else {}
-        rows.append({"scan": contents["scan"], **volumes, **kind})
+        record = _record(path)
+        if record is None:
+            others.append(path)
+        elif record["scan"] not in without:
+            records.append(record)
+    return records, others
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """What a file says if it is a record, as far as a table and an index need it to be one."""
+    try:
+        told: dict[str, Any] = json.loads(path.read_bytes())
+        sound = (
+            path == result_path(path.parent, told["scan"], ".json")
+            and all(isinstance(ml, int | float) for ml in told["volumes_ml"].values())
+            and isinstance(told["model"].get("sha256", ""), str)
+            and isinstance((told.get("type") or {}).get("name", ""), str)
+            and all(isinstance(flag["code"], str) for flag in told.get("flags", ()))
+            and isinstance(told.get("attachments", {}), dict)
+        )
+    # The folder is the user's: anything at all may lie in it under such a name.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return told if sound else None
+
+
+def write_table(folder: Path | str, records: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Write ``volumes.csv``: a row a record, with the model that made it, in ml; none without records.
+
+    Raises:
+        OutputUnwritable: ``E_OUTPUT``.
+    """
+    path = Path(folder) / "volumes.csv"
+    rows = []
+    for record in records:
+        model = {"model": record["model"].get("sha256", "")[:12]}
+        volumes = {f"{region}_ml": ml for region, ml in record["volumes_ml"].items()}
+        kind = {"type": (record["type"] or {}).get("name", "")} if "type" in record else {}
+        rows.append({"scan": record["scan"], **model, **volumes, **kind})
     if not rows:
+        if path.exists():
+            remove(path)
         return None
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    path = Path(folder) / "volumes.csv"
-    write_atomically(path, text.getvalue().encode())
+    # A name may hold bytes that are no text.
+    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
     return path

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -67,9 +67,11 @@ def draw_report(head: Scene, segmentation: Segmentation, spec: ModelSpec, conten
     return _page(segmentation.scan, body, icon=thumbnail, script=_asset("page.js"))
 
 
-def write_index(folder: Path | str, failed: Mapping[str, BrainsegError]) -> Path | None:
-    """Write ``index.html``: every scan that is done in a folder, and those that failed; None without any."""
-    cards = [_card(Path(folder), path) for path in sorted(Path(folder).glob("*_seg.json"))]
+def write_index(
+    folder: Path | str, records: Sequence[Contents], failed: Mapping[str, BrainsegError]
+) -> Path | None:
+    """Write ``index.html``: a card a record of a folder, and the scans that failed; None without any."""
+    cards = [_card(Path(folder), record) for record in records]
     if not cards and not failed:
         return None
     body = "\n".join(
@@ -331,8 +333,7 @@ def _words(value: object) -> str:
 # The index.
 
 
-def _card(folder: Path, path: Path) -> str:
-    contents = json.loads(path.read_bytes())
+def _card(folder: Path, contents: Contents) -> str:
     scan = str(contents["scan"])
     page = attachment_path(folder, scan, "report")
     volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in contents["volumes_ml"].items())

@@ -33,6 +33,11 @@ def batch(segmenter, scans, out, **options):
     return list(run(segmenter, find_scans(scans, segmenter.spec), out, **options))
 
 
+def table(out):
+    with (out / "volumes.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 def test_every_scan_leaves_mask_json_and_row(segmenter, scans, tmp_path):
     """The mask lies on the scan's grid, the JSON agrees with it, the table has a row a scan."""
     outcomes = batch(segmenter, scans, tmp_path / "out")
@@ -51,10 +56,9 @@ def test_every_scan_leaves_mask_json_and_row(segmenter, scans, tmp_path):
         assert set(contents["seconds"]) == {"read", "prepare", "infer", "restore", "write"}
         assert contents["peak_memory_mb"] > 10
         assert "Not a medical device" in contents["disclaimer"]
-    with (tmp_path / "out" / "volumes.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table(tmp_path / "out")
     assert [row["scan"] for row in rows] == ["p0", "p1", "p2"]
-    assert set(rows[0]) == {"scan", "WT_ml", "TC_ml", "ET_ml"}
+    assert list(rows[0]) == ["scan", "model", "WT_ml", "TC_ml", "ET_ml"]
 
 
 def test_a_done_scan_is_skipped_until_something_about_it_changes(segmenter, scans, tmp_path):
@@ -73,6 +77,73 @@ def test_a_done_scan_is_skipped_until_something_about_it_changes(segmenter, scan
     assert kinds(label_scheme="brats2021") == [Done] * 3
     other = Segmenter(segmenter.spec, segmenter.engine, model={"name": "other"})
     assert [type(x) for x in batch(other, scans, out, label_scheme="brats2021")] == [Done] * 3
+
+
+def test_the_table_says_which_model_each_row_is_of(scans, tmp_path):
+    """By the start of its digest, also where rows of an earlier model stand beside new ones."""
+    one, two = (toy_bundle(tmp_path / name, toy_spec(name=name)) for name in ("one", "two"))
+    with load(one.folder, "ort") as segmenter:
+        batch(segmenter, scans, tmp_path / "out")
+    with load(two.folder, "ort") as segmenter:
+        batch(segmenter, scans / "p1", tmp_path / "out")
+    told = {row["scan"]: row["model"] for row in table(tmp_path / "out")}
+    assert told == {"p0": one.sha256[:12], "p1": two.sha256[:12], "p2": one.sha256[:12]}
+
+
+def test_the_table_has_no_row_of_a_scan_that_failed_now(segmenter, scans, tmp_path):
+    """Its earlier files stay and are of another state of the scan; without any row there is no table."""
+    out = tmp_path / "out"
+    batch(segmenter, scans, out)
+    (scans / "p0" / "p0-t1c.nii.gz").write_bytes(b"")
+    (scans / "p2" / "p2-t2f.nii.gz").unlink()
+    assert [type(o) for o in batch(segmenter, scans, out)] == [Failed, Failed, Skipped]
+    assert [row["scan"] for row in table(out)] == ["p1"]
+    assert (out / "p0_seg.json").exists()
+    for scan in ("p0", "p1"):
+        (out / f"{scan}_seg.json").unlink()
+    batch(segmenter, scans / "p2", out)
+    assert not (out / "volumes.csv").exists()
+
+
+FOREIGN = {
+    "half": b'{"scan": "x", "volumes_ml": {"WT"',
+    "no text": b"\xff\x00",
+    "a list": b"[]",
+    "a word": b'"x"',
+    "deep": b"[" * 200_000,
+    "without volumes": b'{"scan": "x", "model": {"name": "m"}}',
+    "volumes that are none": b'{"scan": "x", "model": {}, "volumes_ml": {"WT": "many"}}',
+    "volumes in a list": b'{"scan": "x", "model": {}, "volumes_ml": [1]}',
+    "a type in a list": b'{"scan": "x", "model": {}, "volumes_ml": {"WT": 1}, "type": ["x"]}',
+    "a model by name": b'{"scan": "x", "model": "m", "volumes_ml": {"WT": 1}}',
+    "flags that are none": b'{"scan": "x", "model": {}, "volumes_ml": {"WT": 1}, "flags": [3]}',
+    "attachments that are none": b'{"scan": "x", "model": {}, "volumes_ml": {"WT": 1}, "attachments": 3}',
+    "of another scan": b'{"scan": "p0", "model": {}, "volumes_ml": {"WT": 1}}',
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_what_is_no_record_is_passed_over_and_told(segmenter, scans, tmp_path, content):
+    """Table and index hold the others; the run ends well, whatever lies in its folder."""
+    out, told = tmp_path / "out", []
+    out.mkdir()
+    (out / "x_seg.json").write_bytes(content)
+    outcomes = batch(segmenter, scans / "p0", out, attachments=["report"], warn=told.append)
+    assert [type(outcome) for outcome in outcomes] == [Done]
+    assert [row["scan"] for row in table(out)] == ["p0"]
+    assert (out / "index.html").read_text().count("<li>") == 1
+    assert len(told) == 1
+    assert "x_seg.json" in told[0]
+
+
+def test_a_damaged_record_of_a_scan_is_made_anew(segmenter, scans, tmp_path):
+    """Whatever it holds; nothing is left to tell."""
+    out, told = tmp_path / "out", []
+    out.mkdir()
+    for content in FOREIGN.values():
+        (out / "p0_seg.json").write_bytes(content)
+        assert [type(o) for o in batch(segmenter, scans / "p0", out, warn=told.append)] == [Done]
+    assert told == []
 
 
 def test_one_bad_scan_does_not_stop_the_others(segmenter, scans, tmp_path):

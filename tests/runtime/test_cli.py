@@ -109,19 +109,47 @@ def test_what_stops_a_run_has_its_own_status(infer, bundle, scans, tmp_path, arg
     assert infer(*given)[0] == status
 
 
-def test_a_model_without_the_demanded_signature_does_not_run(infer, bundle, scans, tmp_path):
-    """Status 6 and nothing written; signed by the operator's key, it runs."""
+@pytest.fixture
+def keys(tmp_path):
+    """A private key and its public one."""
     pytest.importorskip("cryptography", reason="the extra trust is not installed (CI installs it)")
-    from brainseg_runtime.bundle import sign_bundle
     from brainseg_runtime.signature import make_keys
 
     make_keys(tmp_path / "key.pem", tmp_path / "key.pub.pem")
-    given = (scans, "-m", bundle, "-o", tmp_path / "out", "--require-signature", tmp_path / "key.pub.pem")
-    status, _, err = infer(*given)
-    assert (status, "E_SIGNATURE" in err) == (6, True)
+    return tmp_path / "key.pem", tmp_path / "key.pub.pem"
+
+
+def test_a_model_without_the_demanded_signature_does_not_run(infer, bundle, scans, tmp_path, keys):
+    """Status 6 and nothing written; signed by the operator's key, it runs."""
+    from brainseg_runtime.bundle import sign_bundle
+
+    given = (scans, "-m", bundle, "-o", tmp_path / "out", "--require-signature", keys[1])
+    # TensorRT has its plan built before the rest is opened: the signature comes before that too.
+    for more in ((), ("--engine", "trt"), ("--explain-matching",)):
+        status, _, err = infer(*given, *more)
+        assert (status, "E_SIGNATURE" in err) == (6, True), more
     assert not (tmp_path / "out").exists()
-    sign_bundle(bundle, tmp_path / "key.pem")
+    sign_bundle(bundle, keys[0])
     assert infer(*given)[0] == 0
+
+
+def test_every_verb_that_runs_a_model_asks_for_the_signature(infer, brainseg, bundle, scans, tmp_path, keys):
+    """It ends with 6 before the graph is looked at; signed, it goes on."""
+    from brainseg_runtime.bundle import sign_bundle
+
+    assert infer(scans, "-m", bundle, "-o", tmp_path / "out")[0] == 0
+    record = tmp_path / "out" / "p0_seg.json"
+    asked = ("--require-signature", keys[1])
+    verbs = {
+        ("selftest", bundle): 0,
+        ("verify-run", record, scans, "-m", bundle): 0,
+        ("plans", "build", bundle, "--device", "cuda:99"): 5,
+    }
+    for verb in verbs:
+        status, _, err = brainseg(*verb, *asked)
+        assert (status, "E_SIGNATURE" in err) == (6, True), verb
+    sign_bundle(bundle, keys[0])
+    assert {verb: brainseg(*verb, *asked)[0] for verb in verbs} == verbs
 
 
 def test_files_that_are_not_as_listed_are_refused_and_the_others_done(infer, bundle, scans, tmp_path):
@@ -145,6 +173,20 @@ def test_a_scan_that_takes_too_long_is_refused(infer, bundle, scans, tmp_path):
     assert (status, err.count("E_TIMEOUT")) == (8, 2)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
     assert infer(*given, "--timeout", "600")[0] == 0
+
+
+def test_a_file_that_is_no_record_is_told_and_the_run_ends_well(infer, bundle, scans, tmp_path):
+    """Status 0, a warning in words or as an event, and a table of the rest."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine_seg.json").write_text("{")
+    status, said, err = infer(scans, "-m", bundle, "-o", out)
+    assert (status, err) == (0, "")
+    assert "warning: mine_seg.json" in said
+    assert len((out / "volumes.csv").read_text().splitlines()) == 3
+    status, said, _ = infer(scans, "-m", bundle, "-o", out, "--json")
+    event = json.loads(said.splitlines()[-1])
+    assert (status, event["event"], "mine_seg.json" in event["message"]) == (0, "warning", True)
 
 
 def test_matching_is_explained_without_running(infer, bundle, scans, tmp_path):

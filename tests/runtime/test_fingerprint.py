@@ -86,6 +86,16 @@ def test_a_mirrored_file_is_flagged_and_a_mirrored_scan_cannot_be():
     assert codes(replace(volume, data=np.asfortranarray(volume.data[::-1]))) == set()
 
 
+@pytest.mark.parametrize(("slices", "mm"), [(1, 1.0), (2, 1.0), (3, 1.0), (1, 6.0), (2, 3.0)], ids=str)
+def test_slices_too_few_to_compare_are_not_flagged(slices, mm):
+    """One head's, in full size: where no block fills there is nothing to tell heads apart by."""
+    geometry = Geometry((240, 240, slices), np.diag([-1.0, -1, mm, 1]))
+    x, y = np.meshgrid(*[np.linspace(-1, 1, 240)] * 2, indexing="ij")
+    noise = np.random.default_rng(0).normal(100, 5, (*geometry.shape, 4)).astype(np.float32)
+    brain = (x**2 + y**2 < 0.5)[:, :, None, None]
+    assert codes(Volume(np.where(brain, noise, np.float32(0)), geometry, scan="thin")) == set()
+
+
 def test_nothing_is_said_of_what_is_not_there():
     """Neither of a modality that was not given, nor of other modalities, nor of a sliver of brain."""
     swapped = exchanged(head(), "t2", "flair")

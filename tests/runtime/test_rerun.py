@@ -1,12 +1,14 @@
 """A run made again from its record gives the same mask, or says what is different."""
 
 import json
+import resource
 import signal
 import sys
+import tempfile
 
 import pytest
-from brainseg_runtime import cli
-from brainseg_runtime.errors import BundleInvalid, ScanRefused, UsageRefused
+from brainseg_runtime import cli, rerun
+from brainseg_runtime.errors import BundleInvalid, OutputUnwritable, ScanRefused, UsageRefused
 from brainseg_runtime.outputs import write
 from brainseg_runtime.rerun import verify_run
 from brainseg_runtime.scans import find_scans, read
@@ -84,6 +86,43 @@ def test_what_is_no_record_is_the_users_mistake(made, tmp_path, text):
     made()
     with pytest.raises(UsageRefused, match="E_USAGE"):
         verify_run(tmp_path / "x_seg.json", [tmp_path / "scans"], [tmp_path / "toy"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"engine": "abacus"}, {"precision": "fp8"}, {"label_scheme": "x"}, {"tile": 8}], ids=str
+)
+def test_a_record_of_what_brainseg_cannot_do_is_none(made, tmp_path, change):
+    """It is not by this runtime, or was changed: status 2 before anything is opened."""
+    path = made(tile=12).json
+    told = json.loads(path.read_text())
+    for part in ("engine", "options"):
+        told[part] |= {key: value for key, value in change.items() if key in told[part]}
+    path.write_text(json.dumps(told))
+    with pytest.raises(UsageRefused, match="is no record of a run"):
+        verify_run(path, [tmp_path / "scans"], [tmp_path / "nowhere"])
+
+
+def test_no_room_for_the_new_mask_is_not_blamed_on_the_record(made, tmp_path, monkeypatch):
+    """Status 7, whether there is no room for the mask or no folder for it."""
+    given = (made().json, [tmp_path / "scans"], [tmp_path / "toy"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))  # bytes: less than any mask
+    try:
+        with pytest.raises(OutputUnwritable, match="E_OUTPUT"):
+            verify_run(*given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(OutputUnwritable, match="E_OUTPUT"):
+        verify_run(*given)
+
+
+def test_what_nobody_thought_of_is_not_blamed_on_the_record(made, tmp_path, monkeypatch):
+    """An error of the program stays one, so that it is reported."""
+    given = (made().json, [tmp_path / "scans"], [tmp_path / "toy"])
+    monkeypatch.setattr(rerun, "kind_of", {}.__getitem__)
+    with pytest.raises((KeyError, TypeError)):
+        verify_run(*given)
 
 
 def test_the_verb_says_it_and_ends_with_its_status(made, tmp_path, monkeypatch, capfd):

@@ -19,6 +19,7 @@ TRIALS: Mapping[str, tuple[str, Trial]] = {
     "mixups": ("Mixed-up input", mixups.mixups),
     "mixups-real": ("Mixed-up input", mixups.real),
     "kills": ("Faults", faults.killed_anywhere),
+    "interrupts": ("Faults", faults.interrupted),
     "writes": ("Faults", faults.killed_at_every_write),
     "crowds": ("Faults", faults.crowded),
     "denials": ("Faults", faults.denied),

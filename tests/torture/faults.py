@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 
 from torture.rows import Row, Setup
 
-__all__ = ["crowded", "denied", "killed_anywhere", "killed_at_every_write"]
+__all__ = ["crowded", "denied", "interrupted", "killed_anywhere", "killed_at_every_write"]
 
 # Imports once, then forks for each run: starting Python is most of what a small run costs.
 SERVER = multiprocessing.get_context("forkserver")
@@ -150,6 +152,50 @@ def killed_anywhere(setup: Setup) -> Iterator[Row]:
     yield Row(
         "kill -9 at random moments of a batch, then resumed", f"{kills} kills", found, not half and not wrong
     )
+
+
+def interrupted(setup: Setup) -> Iterator[Row]:
+    """Ctrl-C and SIGTERM at random moments: the stated status, no half file, the next run does the rest."""
+    whole = _undisturbed(setup)
+    process = _started(setup, setup.place / "timed")
+    started = time.perf_counter()
+    process.join(300)
+    takes, rng, wanted = time.perf_counter() - started, np.random.default_rng(10), setup.count(10)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        tried, half, left, other, wrong = 0, 0, 0, 0, 0
+        while tried < wanted:
+            out = setup.place / f"{number.name}-{tried}"
+            shutil.rmtree(out, ignore_errors=True)
+            process = _started(setup, out)
+            time.sleep(float(rng.uniform(0, takes)))
+            with suppress(ProcessLookupError):  # it had just ended
+                os.kill(process.pid, number)  # type: ignore[arg-type]
+            process.join(300)
+            if process.exitcode == 0 and results(out) == whole:
+                continue
+            tried += 1
+            half += len(half_done(out, whole))
+            left += sum(path.suffix == ".part" for path in out.iterdir()) if out.exists() else 0
+            other += process.exitcode != 130
+            status, _ = _run(setup, out)
+            wrong += status != 0 or results(out) != whole
+        found = (
+            f"{tried - other} ended with 130, {half} half files, {left} hidden `.part` files left, "
+            f"{wrong} resumed outcomes differ"
+        )
+        held = not (half or left or other or wrong)
+        yield Row(f"{number.name} at random moments of a batch, then resumed", str(tried), found, held)
+
+
+def _started(setup: Setup, out: Path) -> BaseProcess:
+    """A run that has said its first line: the model is open, the first scan about to be read."""
+    said = setup.place / "said"
+    said.unlink(missing_ok=True)
+    process = _start(setup, out)
+    while not said.exists() or not said.stat().st_size:
+        assert process.is_alive()
+        time.sleep(0.002)
+    return process
 
 
 def killed_at_every_write(setup: Setup) -> Iterator[Row]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from brainseg_runtime.console import Keys
+
 if TYPE_CHECKING:
     from brainseg_runtime.bundle import Bundle, Precision
     from brainseg_runtime.plans.cache import Entry
@@ -50,6 +52,7 @@ def build(
     lean: Annotated[
         bool, typer.Option("--lean", help="For environments on this machine with the lean library only.")
     ] = False,
+    require_signature: Keys = None,
 ) -> None:
     """Build the plan of a bundle, unless it is there already.
 
@@ -59,7 +62,8 @@ def build(
     from brainseg_runtime.bundle import Bundle
     from brainseg_runtime.plans.flavour import FLAVOURS
 
-    typer.echo(ready(Bundle.open(bundle), precision, device, FLAVOURS["lean"] if lean else None))
+    opened = Bundle.open(bundle, require_signature)
+    typer.echo(ready(opened, precision, device, FLAVOURS["lean"] if lean else None))
 
 
 @plans.command()
