@@ -255,7 +255,7 @@ def load(
     model: Path | str | Sequence[Path | str] = (),
     engine: EngineName = "auto",
     *,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     device: str | None = None,
     threads: int | None = None,
     batch: int = 1,
@@ -270,6 +270,7 @@ def load(
 
     Without one it is the default model. Several bundles of one task answer as one: their logits are
     averaged. With ``tta`` those of all mirror images of a tile are.
+    ``precision`` is FP16 on TensorRT and FP32 on the others, unless another is named.
     ``device`` is the CPU, or ``"cuda:0"`` for an engine that runs on GPUs only, unless another is named.
     ``tile`` (voxels a side) or ``overlap`` (a fraction) put blended tiles in place of the spec's scheme;
     ``max_memory`` in bytes. ``require_signature``: public keys (PEM) of which one has to have signed each.
@@ -295,7 +296,7 @@ def load(
     try:
         for bundle in bundles:
             opened.append(
-                open_engine(bundle, choice.engine, precision=precision, device=device, threads=threads)
+                open_engine(bundle, choice.engine, precision=choice.precision, device=device, threads=threads)
             )
             selftest.check(opened[-1], bundle.golden())
         if device != "cpu" and not told:

@@ -58,6 +58,27 @@ def test_without_tensorrt_its_engine_is_refused_with_what_installs_it(tmp_path, 
     assert told.value.exit_status == 5
 
 
+def test_a_precision_that_tensorrt_has_no_plans_in_is_a_usage_error_before_one_is_built(tmp_path):
+    """With a GPU or without: not after minutes of building the FP32 graph."""
+    bundle = toy_bundle(tmp_path / "toy").folder
+    write_scan(tmp_path / "scans" / "p1", toy_volume())
+    status, out, err = brainseg(
+        "infer",
+        tmp_path / "scans",
+        "-m",
+        bundle,
+        "-o",
+        tmp_path / "out",
+        "--engine",
+        "trt",
+        "--precision",
+        "bf16",
+    )
+    assert (status, out) == (2, "")
+    assert err.startswith("E_USAGE: engine trt does not compute in bf16. It has fp16, fp32.")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_driver_no_plan_is_built(no_driver, tmp_path):
     """One line says why, and the status is 5."""
     status, out, err = brainseg("plans", "build", toy_bundle(tmp_path / "toy").folder)

@@ -92,16 +92,23 @@ def prune(
             typer.echo(f"removed {entry.key[:12]}: {foreign(entry) or 'as asked for'}")
 
 
-def ready(bundle: "Bundle", precision: "Precision", device: str, flavour: "Flavour | None" = None) -> str:
+def ready(
+    bundle: "Bundle", precision: "Precision | None", device: str, flavour: "Flavour | None" = None
+) -> str:
     """See that a bundle's plan is there, with a bar while it is built; a sentence about it.
 
+    Without a ``precision`` it is the engine's own.
+
     Raises:
+        UsageRefused: ``E_USAGE`` for a precision that the engine does not have.
         EngineUnavailable: as ``plans.local.plan_for``, and ``E_ENGINE_DEVICE`` where there is no GPU.
     """
-    from brainseg_runtime.engines.choice import require_installed
+    from brainseg_runtime.engines.choice import ENGINES, require_installed, require_precision
     from brainseg_runtime.gpu import find
     from brainseg_runtime.plans.local import plan_for
 
+    precision = precision or ENGINES["trt"].precisions[0]
+    require_precision("trt", precision)
     require_installed("trt", device)
     gpu = find(device)
     # Here, since without the packages that are required it cannot be imported.

@@ -88,7 +88,7 @@ def on_a_gpu(monkeypatch, bundle, library):
     monkeypatch.setattr("brainseg_runtime.kernels.cuda_card.CudaCard", opened)
     monkeypatch.setattr(chapter, "find", lambda device: GPU)
     monkeypatch.setattr(chapter, "free_memory", lambda gpu: AMPLE)
-    monkeypatch.setattr(chapter, "choose", lambda *_: Choice("ort", "as asked for"))
+    monkeypatch.setattr(chapter, "choose", lambda *_: Choice("ort", "fp32", "as asked for"))
     monkeypatch.setattr(
         chapter, "open_engine", lambda b, *_, **__: OrtEngine(b.graph("fp32"), b.spec, "fp32")
     )
