@@ -26,18 +26,20 @@ def _plans() -> None:
 
 @plans.command("list")
 def list_plans(as_json: AsJson = False) -> None:
-    """Say which plans are kept, and which of them nothing here can run any more."""
+    """Say which plans are kept, which nothing here can run any more, and which this environment cannot."""
     from brainseg_runtime.console import aligned
     from brainseg_runtime.plans.cache import PlanCache
-    from brainseg_runtime.plans.local import foreign
+    from brainseg_runtime.plans.local import foreign, lacking
 
     cache = PlanCache.open()
-    found = [(entry, foreign(entry)) for entry in cache.entries()]
+    found = [(entry, {"foreign": foreign(entry), "lacking": lacking(entry)}) for entry in cache.entries()]
     if as_json:
         for entry, why in found:
-            typer.echo(json.dumps({"schema": 1, "event": "plan", **vars(entry), "foreign": why}))
+            typer.echo(json.dumps({"schema": 1, "event": "plan", **vars(entry), **why}))
     elif found:
-        typer.echo(aligned([(*_row(entry), why or "ready") for entry, why in found]))
+        typer.echo(
+            aligned([(*_row(entry), why["foreign"] or why["lacking"] or "ready") for entry, why in found])
+        )
     else:
         typer.echo(f"no plans in {cache.folder}")
 
@@ -81,7 +83,7 @@ def verify() -> None:
 def prune(
     everything: Annotated[bool, typer.Option("--all", help="Those that could still run, too.")] = False,
 ) -> None:
-    """Remove the plans that nothing on this machine can run any more."""
+    """Remove the plans that nothing on this machine can run any more: of another GPU or driver, or broken."""
     from brainseg_runtime.plans.cache import PlanCache
     from brainseg_runtime.plans.local import foreign
 
