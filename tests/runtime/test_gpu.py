@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
+from brainseg_runtime import doctor
 from brainseg_runtime.engines.choice import choose, covered, default_device, make_engine, open_engine
 from brainseg_runtime.engines.ort import Buffers, OrtEngine
 from brainseg_runtime.errors import BudgetExceeded, BundleInvalid, EngineUnavailable, UsageRefused
@@ -94,6 +95,24 @@ def test_the_doctor_says_that_there_is_no_gpu(no_driver):
     assert line.startswith("absent")
     assert "no NVIDIA driver" in line
     assert next(line for line in out.splitlines() if "engine trt" in line).startswith("absent")
+
+
+def test_the_doctor_says_whether_the_tensorrt_that_is_installed_runs_on_the_gpu_that_is_here(monkeypatch):
+    """TensorRT-RTX alone is none for an H200, and the line to type is that for the card."""
+    pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed (CI installs it)")
+    for name in ("tensorrt", "tensorrt_lean_libs"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = {}
+    for name, capability in (("NVIDIA RTX 4000 Ada", (8, 9)), ("NVIDIA H200", (9, 0))):
+        gpu = Gpu(0, name, capability, 10**11, "580.65.06")
+        monkeypatch.setattr(doctor, "gpus", lambda gpu=gpu: (gpu,))
+        found[name] = next(one for one in doctor.examine() if one.what == "engine trt")
+    assert found["NVIDIA RTX 4000 Ada"].state == "ok"
+    assert found["NVIDIA H200"].state == "absent"
+    assert "tensorrt_rtx does not run on NVIDIA H200" in found["NVIDIA H200"].detail
+    assert "brainseg-runtime[trt]" in found["NVIDIA H200"].detail
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert next(one for one in doctor.examine() if one.what == "engine trt").detail.count("[trt]") == 1
 
 
 @pytest.mark.parametrize("word", ["gpu", "cuda:x", "cuda0", "cuda:-1", "cuda:²", ""])
