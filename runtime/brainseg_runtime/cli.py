@@ -65,8 +65,11 @@ def infer(
         ),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16"], typer.Option(help="As far as the bundle's certificate covers it.")
-    ] = "fp32",
+        Literal["fp32", "fp16", "bf16"] | None,
+        typer.Option(
+            help="As far as the bundle's certificate covers it.", show_default="fp16 for trt, else fp32"
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Threads of the engine.", show_default="one a core, shared by the devices"),

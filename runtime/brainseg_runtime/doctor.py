@@ -10,8 +10,9 @@ from typing import Literal
 
 from brainseg_runtime.engines.choice import ENGINES, EngineName, Kind, default_device
 from brainseg_runtime.extras import there
-from brainseg_runtime.gpu import NoDriver, gpus
+from brainseg_runtime.gpu import Gpu, NoDriver, gpus
 from brainseg_runtime.memory import MEGABYTE, machine_memory
+from brainseg_runtime.plans import flavour as flavours
 
 __all__ = ["Finding", "examine", "exit_status"]
 
@@ -80,8 +81,15 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _engine(name: EngineName, kind: Kind) -> Finding:
-    what, install = f"engine {name}", kind.line(default_device(name))
+    what, install, here = f"engine {name}", kind.line(default_device(name)), _gpus_here()
     modules = next((modules for modules in kind.modules if all(map(there, modules))), None)
+    if name == "trt" and here:
+        # Not any of them will do: TensorRT-RTX does not run on data-centre cards.
+        able = [flavour for gpu in here for flavour in flavours.fitting(gpu.capability)]
+        install, flavour = able[0].install, next(filter(flavours.installed, able), None)
+        if modules and flavour is None:
+            return Finding("absent", what, f"{modules[0]} does not run on {here[0].name}: {install}")
+        modules = (*flavour.modules, "cuda.bindings") if modules and flavour else None
     if modules is None:
         return Finding("absent", what, install)
     # A native package can fail in any way at all when it is loaded.
@@ -91,16 +99,16 @@ def _engine(name: EngineName, kind: Kind) -> Finding:
     except Exception as error:  # noqa: BLE001
         again = install.replace("install", "install --force-reinstall")
         return Finding("broken", what, f"{type(error).__name__}: {error}; install it anew: {again}")
-    if default_device(name) != "cpu" and not _any_gpu():
+    if default_device(name) != "cpu" and not here:
         return Finding("absent", what, f"{modules[0]} {found} is installed, but there is no GPU for it")
     return Finding("ok", what, found)
 
 
-def _any_gpu() -> bool:
+def _gpus_here() -> tuple[Gpu, ...]:
     try:
-        return bool(gpus())
+        return gpus()
     except NoDriver:
-        return False
+        return ()
 
 
 def _version(package: str) -> str | None:

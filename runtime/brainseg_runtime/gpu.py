@@ -50,7 +50,7 @@ def find(device: str) -> Gpu:
         EngineUnavailable: ``E_ENGINE_DEVICE`` without a driver, or for a number that no GPU has.
     """
     kind, _, number = device.partition(":")
-    if kind != "cuda" or not (number or "0").isdigit():
+    if kind != "cuda" or not (number or "0").isdecimal():
         raise UsageRefused("E_USAGE", f"{device!r} names no GPU.", "Use --device cuda:0.")
     try:
         found = gpus()
@@ -81,12 +81,16 @@ def gpus() -> tuple[Gpu, ...]:
     except OSError:
         raise NoDriver(f"no NVIDIA driver ({DRIVER} is not found)") from None
     count, version = ctypes.c_int(), ctypes.c_int()
-    for done in (cuda.cuInit(0), cuda.cuDeviceGetCount(ctypes.byref(count))):
+    answers = (
+        cuda.cuInit(0),
+        cuda.cuDeviceGetCount(ctypes.byref(count)),
+        cuda.cuDriverGetVersion(ctypes.byref(version)),
+    )
+    for done in answers:
         if done:
             raise NoDriver(f"the NVIDIA driver answers with error {done}")
     if not count.value:
         raise NoDriver("the NVIDIA driver finds no GPU")
-    cuda.cuDriverGetVersion(ctypes.byref(version))
     driver = _driver_version() or f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
     return tuple(_gpu(cuda, index, driver) for index in range(count.value))
 

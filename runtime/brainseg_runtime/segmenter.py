@@ -1,7 +1,7 @@
 """A model, opened and ready: one volume in, one segmentation out."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from brainseg_runtime.fingerprint import fingerprint
 from brainseg_runtime.gpu import find, free_memory
 from brainseg_runtime.kernels.proof import proven
 from brainseg_runtime.labels import drop_specks
-from brainseg_runtime.memory import Plan, halves, plan
+from brainseg_runtime.memory import Back, Plan, halves, plan
 from brainseg_runtime.preprocess import Examined, Placement, Prepared, examine, prepare, restore
 from brainseg_runtime.quality import quality_flags
 from brainseg_runtime.resident import Decided, Resident, comes_back
@@ -102,6 +102,9 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         Raises:
             BudgetExceeded: ``E_MEMORY``.
         """
+        return self._plan(placement, None if self.resident is None else comes_back(self.spec, probabilities))
+
+    def _plan(self, placement: Placement, back: Back | None) -> Plan:
         return plan(
             placement.grid,
             placement.scan.shape,
@@ -110,7 +113,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             batch=self.batch,
             limit=self.max_memory,
             gpu=self.gpu_memory,
-            back=None if self.resident is None else comes_back(self.spec, probabilities),
+            back=back,
         )
 
     def segment(self, volume: Volume, *, probabilities: bool = False) -> Segmentation:
@@ -149,27 +152,41 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         if self.timeout is not None:
             left = self.timeout - sum(ready.seconds.values())
             deadline = Deadline(started + left, f"scan {ready.volume.scan}", self.timeout)
-        batch, answer = self._answer(ready, deadline)
-        seconds = {**ready.seconds, **_since(started, "infer")}
-        return Computed(replace(ready, plan=replace(ready.plan, batch=batch)), answer, seconds)
+        way, answer = self._answer(ready, deadline)
+        return Computed(way, answer, {**ready.seconds, **_since(started, "infer")})
 
-    def _answer(self, ready: Ready, deadline: Deadline | None) -> tuple[int, NDArray[np.float32] | Decided]:
-        """The answer, and how many tiles at a time gave it: half as many where a GPU falls short."""
-        for batch in halves(ready.plan.batch):
+    def _answer(self, ready: Ready, deadline: Deadline | None) -> tuple[Ready, NDArray[np.float32] | Decided]:
+        """The answer, and the way that gave it: where a GPU falls short, one that takes less."""
+        short: BudgetExceeded | None = None
+        for way in self._ways(ready):
             try:
-                return batch, self._answered(ready, batch, deadline)
+                return way, self._answered(way, deadline)
             except BudgetExceeded as error:
                 if self.resident is not None:
                     self.resident.card.give_back()
-                if batch == 1 or error.code != "E_MEMORY":
+                if error.code != "E_MEMORY":
                     raise
-        raise AssertionError("a batch has at least one tile")
+                short = error
+        assert short is not None, "there is a way at least"
+        raise short
 
-    def _answered(self, ready: Ready, batch: int, deadline: Deadline | None) -> NDArray[np.float32] | Decided:
-        planned = replace(ready.plan, batch=batch)
+    def _ways(self, ready: Ready) -> Iterator[Ready]:
+        """How a scan may be computed: as planned, then with less and less of a GPU's memory."""
+        if isinstance(ready.prepared, Examined):
+            # Once more as it is, since the card, emptied by now, may have held what scans before it took.
+            yield ready
+            yield from _halved(ready)
+            planned = self._plan(ready.prepared.placement, None)
+            ready = replace(ready, prepared=prepare(ready.volume, self.spec), plan=planned)
+        if self.resident is not None:  # whose memory the engine now needs for itself
+            self.resident.card.give_back()
+        yield from _halved(ready)
+
+    def _answered(self, ready: Ready, deadline: Deadline | None) -> NDArray[np.float32] | Decided:
+        planned = ready.plan
         if isinstance(ready.prepared, Prepared):
             engine = self.engine if deadline is None else TimedEngine(self.engine, deadline)
-            return predict(ready.prepared.data, engine, self.spec, batch, planned.tiling)
+            return predict(ready.prepared.data, engine, self.spec, planned.batch, planned.tiling)
         assert self.resident is not None, "or the scan would have been prepared"
         return self.resident.compute(ready.volume.data, ready.prepared, self.spec, planned, deadline)
 
@@ -255,7 +272,7 @@ def load(
     model: Path | str | Sequence[Path | str] = (),
     engine: EngineName = "auto",
     *,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     device: str | None = None,
     threads: int | None = None,
     batch: int = 1,
@@ -270,6 +287,7 @@ def load(
 
     Without one it is the default model. Several bundles of one task answer as one: their logits are
     averaged. With ``tta`` those of all mirror images of a tile are.
+    ``precision`` is FP16 on TensorRT and FP32 on the others, unless another is named.
     ``device`` is the CPU, or ``"cuda:0"`` for an engine that runs on GPUs only, unless another is named.
     ``tile`` (voxels a side) or ``overlap`` (a fraction) put blended tiles in place of the spec's scheme;
     ``max_memory`` in bytes. ``require_signature``: public keys (PEM) of which one has to have signed each.
@@ -291,16 +309,20 @@ def load(
     if len(bundles) > 1:
         told["ensemble"] = [identity_of([bundle], spec) for bundle in bundles]
     opened: list[Engine] = []
-    resident, why_not = None, ""
+    resident: Resident | None = None
+    why_not = ""
     try:
         for bundle in bundles:
             opened.append(
-                open_engine(bundle, choice.engine, precision=precision, device=device, threads=threads)
+                open_engine(bundle, choice.engine, precision=choice.precision, device=device, threads=threads)
             )
             selftest.check(opened[-1], bundle.golden())
         if device != "cpu" and not told:
             resident, why_not = proven(opened[0], bundles[0].golden(), find(device))
+        free = None if device == "cpu" else free_memory(find(device)) // len(opened)
     except BaseException:
+        if resident is not None:
+            resident.card.close()
         for one in opened:
             one.close()
         raise
@@ -314,11 +336,17 @@ def load(
         model=identity_of(bundles, joint),
         why=why,
         max_memory=max_memory,
-        gpu_memory=None if device == "cpu" else free_memory(find(device)) // len(opened),
+        gpu_memory=free,
         options=told,
         timeout=timeout,
         resident=resident,
     )
+
+
+def _halved(ready: Ready) -> Iterator[Ready]:
+    """A scan with its batch, with half of it, and so on to one tile."""
+    for batch in halves(ready.plan.batch):
+        yield replace(ready, plan=replace(ready.plan, batch=batch))
 
 
 def _since(started: float, stage: str) -> dict[str, float]:

@@ -128,16 +128,28 @@ def test_an_engine_that_cannot_run_is_refused_and_not_replaced(tmp_path, monkeyp
 def test_auto_takes_the_fastest_that_is_installed_and_certified_and_says_why(tmp_path, monkeypatch):
     """OpenVINO where it may run; else ONNX Runtime, with the reason."""
     bundle = toy_bundle(tmp_path / "both")
-    assert choose(bundle) == Choice("openvino", "the fastest on this device")
-    assert choose(bundle, "ort") == Choice("ort", "as asked for")
+    assert choose(bundle) == Choice("openvino", "fp32", "the fastest on this device")
+    assert choose(bundle, "ort") == Choice("ort", "fp32", "as asked for")
     only = toy_certificate(toy_graph(SPEC), engines=("ort",)).to_json().encode()
     half = toy_bundle(tmp_path / "ort", **{"certificate.json": only})
-    assert choose(half) == Choice("ort", "openvino is not covered by the bundle's certificate")
+    assert choose(half) == Choice("ort", "fp32", "openvino is not covered by the bundle's certificate")
     with pytest.raises(BundleInvalid, match=r"E_UNCERTIFIED.*does not cover openvino"):
         open_engine(half, "openvino")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert choose(bundle) == Choice("ort", "openvino is not installed")
+    assert choose(bundle) == Choice("ort", "fp32", "openvino is not installed")
     assert open_engine(bundle).identity.engine == "ort"
+
+
+def test_tensorrt_computes_in_fp16_and_the_others_in_fp32_where_nobody_says_it(tmp_path):
+    """A precision that is named is taken, whatever the engine."""
+    bundle = toy_bundle(tmp_path / "toy")
+    assert {name: choose(bundle, name).precision for name in ("trt", "ort", "openvino")} == {
+        "trt": "fp16",
+        "ort": "fp32",
+        "openvino": "fp32",
+    }
+    assert choose(bundle, "trt", "fp32").precision == "fp32"
+    assert choose(bundle, "ort", "fp16").precision == "fp16"
 
 
 def test_openvino_computes_in_what_it_was_told(tmp_path):

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
+from brainseg_runtime import doctor
 from brainseg_runtime.engines.choice import choose, covered, default_device, make_engine, open_engine
 from brainseg_runtime.engines.ort import Buffers, OrtEngine
-from brainseg_runtime.errors import BudgetExceeded, EngineUnavailable, UsageRefused
-from brainseg_runtime.gpu import NoDriver, find, gpus
+from brainseg_runtime.errors import BudgetExceeded, BundleInvalid, EngineUnavailable, UsageRefused
+from brainseg_runtime.gpu import Gpu, NoDriver, find, gpus
 from toys import toy_bundle, toy_engine, toy_graph, toy_spec, toy_volume, write_scan
 
 SPEC = toy_spec()
@@ -58,6 +60,27 @@ def test_without_tensorrt_its_engine_is_refused_with_what_installs_it(tmp_path, 
     assert told.value.exit_status == 5
 
 
+def test_a_precision_that_tensorrt_has_no_plans_in_is_a_usage_error_before_one_is_built(tmp_path):
+    """With a GPU or without: not after minutes of building the FP32 graph."""
+    bundle = toy_bundle(tmp_path / "toy").folder
+    write_scan(tmp_path / "scans" / "p1", toy_volume())
+    status, out, err = brainseg(
+        "infer",
+        tmp_path / "scans",
+        "-m",
+        bundle,
+        "-o",
+        tmp_path / "out",
+        "--engine",
+        "trt",
+        "--precision",
+        "bf16",
+    )
+    assert (status, out) == (2, "")
+    assert err.startswith("E_USAGE: engine trt does not compute in bf16. It has fp16, fp32.")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_driver_no_plan_is_built(no_driver, tmp_path):
     """One line says why, and the status is 5."""
     status, out, err = brainseg("plans", "build", toy_bundle(tmp_path / "toy").folder)
@@ -74,7 +97,25 @@ def test_the_doctor_says_that_there_is_no_gpu(no_driver):
     assert next(line for line in out.splitlines() if "engine trt" in line).startswith("absent")
 
 
-@pytest.mark.parametrize("word", ["gpu", "cuda:x", "cuda0", "cuda:-1", ""])
+def test_the_doctor_says_whether_the_tensorrt_that_is_installed_runs_on_the_gpu_that_is_here(monkeypatch):
+    """TensorRT-RTX alone is none for an H200, and the line to type is that for the card."""
+    pytest.importorskip("tensorrt_rtx", reason="the extra rtx is not installed (CI installs it)")
+    for name in ("tensorrt", "tensorrt_lean_libs"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = {}
+    for name, capability in (("NVIDIA RTX 4000 Ada", (8, 9)), ("NVIDIA H200", (9, 0))):
+        gpu = Gpu(0, name, capability, 10**11, "580.65.06")
+        monkeypatch.setattr(doctor, "gpus", lambda gpu=gpu: (gpu,))
+        found[name] = next(one for one in doctor.examine() if one.what == "engine trt")
+    assert found["NVIDIA RTX 4000 Ada"].state == "ok"
+    assert found["NVIDIA H200"].state == "absent"
+    assert "tensorrt_rtx does not run on NVIDIA H200" in found["NVIDIA H200"].detail
+    assert "brainseg-runtime[trt]" in found["NVIDIA H200"].detail
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert next(one for one in doctor.examine() if one.what == "engine trt").detail.count("[trt]") == 1
+
+
+@pytest.mark.parametrize("word", ["gpu", "cuda:x", "cuda0", "cuda:-1", "cuda:²", ""])
 def test_a_word_that_names_no_gpu_is_a_usage_error(word):
     """Whatever is installed."""
     with pytest.raises(UsageRefused, match=r"E_USAGE.*cuda:0"):
@@ -115,6 +156,66 @@ def test_onnx_runtime_without_cuda_is_refused_with_what_installs_it():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(EngineUnavailable, match=r"E_ENGINE_MISSING.*brainseg-runtime\[gpu\]"):
         _require_cuda()
+
+
+@pytest.fixture
+def another_provider(monkeypatch):
+    """In CUDA's place one that this ONNX Runtime has, and that takes none of a network's nodes."""
+    import onnxruntime
+    from brainseg_runtime.engines import ort
+
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no provider that takes no nodes")
+    monkeypatch.setitem(ort.PROVIDERS, "cuda", "AzureExecutionProvider")
+    monkeypatch.setattr(ort, "find", lambda device: Gpu(0, "stand-in", (9, 0), 10**12, "1"))
+    monkeypatch.setattr(ort, "_require_cuda", lambda: "libcudnn.so.9 is not found")
+    return ort
+
+
+def test_onnx_runtime_never_goes_on_with_the_cpu_where_a_gpu_was_asked_for(another_provider, capfd):
+    """Its own refusal arrives as what it is, with what it said of the libraries; stdout stays clean."""
+    with pytest.raises(EngineUnavailable, match=r"E_ENGINE_DEVICE.*default CPU EP.*libcudnn") as told:
+        OrtEngine(toy_graph(SPEC), SPEC, "fp32", "cuda:0")
+    assert told.value.exit_status == 5
+    assert capfd.readouterr().out == ""
+    with pytest.raises(BundleInvalid, match="E_BUNDLE_DAMAGED"):
+        OrtEngine(b"not a graph", SPEC, "fp32", "cuda:0")
+
+
+def test_a_gpu_without_memory_for_the_model_is_told_from_one_that_is_not_there(another_provider, monkeypatch):
+    """And not tried again on the CPU, where it would fit."""
+    tried = []
+
+    class Full(another_provider.onnxruntime.InferenceSession):
+        def _create_inference_session(self, providers, *_):
+            tried.append(providers)
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+
+    monkeypatch.setattr(another_provider.onnxruntime, "InferenceSession", Full)
+    with pytest.raises(BudgetExceeded, match=r"E_MEMORY.*does not fit on cuda:0") as told:
+        OrtEngine(toy_graph(SPEC), SPEC, "fp32", "cuda:0")
+    assert told.value.exit_status == 8
+    assert len(tried) == 1
+
+
+def test_old_buffers_are_gone_before_new_ones_are_asked_for(monkeypatch):
+    """A device that holds one size of tiles need not hold two."""
+    engine = OrtEngine(toy_graph(SPEC), SPEC, "fp32")
+    buffers = Buffers(engine._session, SPEC, "cpu", 0)
+    alive = weakref.WeakSet()
+    plain = Buffers._empty
+
+    def empty(self, shape):
+        sizes.append(len(alive))
+        made = plain(self, shape)
+        alive.add(made)
+        return made
+
+    sizes = []
+    monkeypatch.setattr(Buffers, "_empty", empty)
+    for side in (8, 4, 8):
+        buffers.run(np.zeros((1, 4, side, 8, 8), np.float32))
+    assert sizes == [0, 1] * 3
 
 
 def test_kept_buffers_give_what_a_plain_run_gives():

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from brainseg_runtime.errors import CODES
@@ -74,7 +75,7 @@ def test_the_commands_are_there(environment):
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
-    """No tests, no data, no trainer; the type marker is in."""
+    """No tests, no data, no trainer; the type marker is in, and so are the GPU's kernels as they are here."""
     subprocess.run([UV, "build", "-q", "--wheel", "-o", tmp_path, ROOT / "runtime"], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     listed = subprocess.run(
@@ -82,5 +83,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     ).stdout
     files = [line.split()[0] for line in listed.splitlines()[1:]]
     assert "brainseg_runtime/py.typed" in files
+    with ZipFile(wheel) as opened:
+        shipped = opened.read("brainseg_runtime/kernels/scan.ptx")
+    assert shipped == (ROOT / "runtime/brainseg_runtime/kernels/scan.ptx").read_bytes()
     assert all(name.startswith(("brainseg_runtime/", "brainseg_runtime-")) for name in files)
     assert wheel.stat().st_size < 300_000

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import itemgetter
 from typing import Literal, get_args
 
 from brainseg_runtime.bundle import Bundle, Precision
@@ -36,6 +38,7 @@ class Kind:
     install: Mapping[str, str]
     """Kind of device that it runs on -> what a user types to have it there."""
     precisions: tuple[Precision, ...]
+    """What it computes in; the first where nobody says it."""
 
     def runs_on(self, device: str) -> bool:
         """Whether a device, such as ``"cuda:0"``, is of a kind that it has."""
@@ -54,7 +57,8 @@ ENGINES: Mapping[EngineName, Kind] = {
             ("tensorrt_lean_libs", "tensorrt_lean_bindings", "cuda.bindings"),
         ),
         {"cuda": 'pip install "brainseg-runtime[rtx]"'},
-        ("fp32", "fp16"),
+        # FP16 is what TensorRT is taken for.
+        ("fp16", "fp32"),
     ),
     "openvino": Kind(
         (("openvino",),), {"cpu": 'pip install "brainseg-runtime[openvino]"'}, ("fp32", "fp16", "bf16")
@@ -73,16 +77,19 @@ ENGINES: Mapping[EngineName, Kind] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """Which engine is to run, and why it is this one."""
+    """Which engine is to run, in what, and why it is this one."""
 
     engine: EngineName
+    precision: Precision
     why: str
 
 
 def choose(
-    bundle: Bundle, engine: EngineName = "auto", precision: Precision = "fp32", device: str = "cpu"
+    bundle: Bundle, engine: EngineName = "auto", precision: Precision | None = None, device: str = "cpu"
 ) -> Choice:
     """The engine that was named, or for ``auto`` the best one that is installed and certified.
+
+    Without a ``precision`` it is each engine's own.
 
     Raises:
         EngineUnavailable: ``E_ENGINE_MISSING``, ``E_ENGINE_DEVICE`` where ``auto`` finds none.
@@ -96,26 +103,27 @@ def choose(
             f"Engines are {', '.join(get_args(EngineName))}.",
         )
     if engine != "auto":
-        return Choice(engine, "as asked for")
-    fitting = [n for n, kind in ENGINES.items() if kind.runs_on(device) and precision in kind.precisions]
+        return Choice(engine, precision or ENGINES[engine].precisions[0], "as asked for")
+    able_in = {n: precision or kind.precisions[0] for n, kind in ENGINES.items() if kind.runs_on(device)}
+    fitting = {name: one for name, one in able_in.items() if one in ENGINES[name].precisions}
     if not fitting:
         raise EngineUnavailable(
             "E_ENGINE_DEVICE",
-            f"no engine runs on device {device!r} in {precision}.",
+            f"no engine runs on device {device!r}{f' in {precision}' if precision else ''}.",
             "Use --device cpu, or another --precision.",
         )
     gpu = None if device == "cpu" else find(device)
-    against = {name: _objection(bundle, name, precision, gpu) for name in fitting}
+    against = {name: _objection(bundle, name, one, gpu) for name, one in fitting.items()}
     able = [name for name, objection in against.items() if not objection]
     if able:
-        passed_over = [f"{name} {against[name]}" for name in fitting[: fitting.index(able[0])]]
+        passed_over = [f"{name} {why}" for name, why in takewhile(itemgetter(1), against.items())]
         best = "the fastest on this device" if gpu is None else "the one made for this device"
-        return Choice(able[0], "; ".join(passed_over) or best)
+        return Choice(able[0], fitting[able[0]], "; ".join(passed_over) or best)
     if not any(map(installed, fitting)):
-        require_installed(fitting[0], device)
+        require_installed(next(iter(fitting)), device)
     raise BundleInvalid(
         "E_UNCERTIFIED",
-        f"{bundle.folder} in {precision}: {'; '.join(f'{n} {why}' for n, why in against.items())}.",
+        f"{bundle.folder}: {'; '.join(f'{n} in {fitting[n]} {why}' for n, why in against.items())}.",
         _USE_CERTIFIED,
     )
 
@@ -124,7 +132,7 @@ def open_engine(
     bundle: Bundle,
     engine: EngineName = "auto",
     *,
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> Engine:
@@ -138,7 +146,8 @@ def open_engine(
             where what it measured misses the bounds.
         UsageRefused: ``E_USAGE`` for an engine or a precision that it does not have.
     """
-    name = choose(bundle, engine, precision, device).engine
+    choice = choose(bundle, engine, precision, device)
+    name, precision = choice.engine, choice.precision
     opened = make_engine(name, bundle.graph(precision), bundle.spec, precision, device, threads)
     parity = bundle.certificate.find(bundle.graph_sha256(precision), opened.identity)
     gpu = device != "cpu" and covered(bundle, name, precision, device)
@@ -178,12 +187,7 @@ def make_engine(
             f"engine {name} does not run on device {device!r}.",
             f"Use --device {' or '.join(_DEVICES[kind] for kind in ENGINES[name].install)}.",
         )
-    if precision not in ENGINES[name].precisions:
-        raise UsageRefused(
-            "E_USAGE",
-            f"engine {name} does not compute in {precision}.",
-            f"It has {', '.join(ENGINES[name].precisions)}.",
-        )
+    require_precision(name, precision)
     # Imported here so that importing the runtime loads no engine.
     if name == "openvino":
         from brainseg_runtime.engines.openvino import OpenvinoEngine
@@ -241,6 +245,16 @@ def covered(bundle: Bundle, name: EngineName, precision: Precision, device: str)
         if (parity.graph_sha256, parity.identity.precision) == (digest, precision)
         and (device != "cpu" or (parity.identity.engine, parity.identity.device) == (name, "cpu"))
     )
+
+
+def require_precision(name: EngineName, precision: Precision) -> None:
+    """Refuse a precision that an engine does not compute in, ``E_USAGE``."""
+    if precision not in ENGINES[name].precisions:
+        raise UsageRefused(
+            "E_USAGE",
+            f"engine {name} does not compute in {precision}.",
+            f"It has {', '.join(ENGINES[name].precisions)}.",
+        )
 
 
 def require_installed(name: EngineName, device: str) -> None:

@@ -61,27 +61,32 @@ class OrtEngine:
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if gpu is not None:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         # session.set_denormal_as_zero stays off: it changes the arithmetic of the caller's own thread.
         try:
-            # Before it goes on with the CPU it prints why; stdout is not its place.
+            # It prints what it thinks of a provider; stdout is not its place. By itself it would go on with
+            # the CPU, also where a GPU only lacks memory.
             with redirect_stdout(StringIO()) as printed:
-                session = onnxruntime.InferenceSession(graph, options, providers=providers)
+                session = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
         # ONNX Runtime raises a class of its own for each status code, over plain RuntimeError and Exception.
         except Exception as error:
             if gpu is not None and _lacks_memory(error):
                 raise BudgetExceeded(
                     "E_MEMORY", f"the model does not fit on {device}.", "Close what else runs on the GPU."
                 ) from error
+            if gpu is not None and _lacks_cuda(error):
+                raise _not_there(f"does not compute on {device}: {error}.", said) from error
             raise BundleInvalid(
                 "E_BUNDLE_DAMAGED", f"ONNX Runtime cannot load the graph: {error}.", "Export it again."
             ) from error
-        if session.get_providers()[0] != provider:
-            raise EngineUnavailable(
-                "E_ENGINE_DEVICE",
-                f"ONNX Runtime took {session.get_providers()[0]} where {provider} was asked for."
-                f" {' '.join(f'{said} {printed.getvalue()}'.split())[:500]}".rstrip(),
-                "Check the installation of onnxruntime, and of CUDA and cuDNN (docs/gpu.md).",
-            )
+        taken = session.get_providers()[0]
+        if taken != provider:
+            raise _not_there(f"took {taken} where {provider} was asked for.", said, printed.getvalue())
+        if gpu is not None:
+            number = session.get_provider_options()[provider].get("device_id")
+            if number != str(gpu.index):
+                raise _not_there(f"took GPU {number} where {device} was asked for.", said)
         names = [session.get_inputs()[0].name], [session.get_outputs()[0].name]
         if names != ([spec.input_name], [spec.output_name]):
             raise BundleInvalid(
@@ -166,6 +171,10 @@ class Buffers:
         """Logits of tiles, (N, C, i, j, k) -> (N, R, i, j, k)."""
         if self._tiles is None or tuple(self._tiles.shape()) != tiles.shape:
             out = (len(tiles), self._spec.output_channels, *tiles.shape[2:])
+            # What is held goes first: the device may have no room for old and new.
+            self._tiles = self._logits = None
+            self._binding.clear_binding_inputs()
+            self._binding.clear_binding_outputs()
             # Both or none: where the second does not fit, the first must not seem to have its fellow.
             self._tiles, self._logits = self._empty(tiles.shape), self._empty(out)
             self._binding.bind_ortvalue_output(self._spec.output_name, self._logits)
@@ -185,6 +194,21 @@ def _lacks_memory(error: Exception) -> bool:
     words = str(error).lower()
     found = ("failed to allocate memory", "smaller than requested bytes", "out of memory", "alloc_failed")
     return any(part in words for part in found)
+
+
+def _lacks_cuda(error: Exception) -> bool:
+    """Whether a session fails for what is installed or for the GPU, not for its graph."""
+    words = str(error).lower()
+    return any(part in words for part in ("cuda", "cudnn", "cublas", "assigned to the default cpu ep"))
+
+
+def _not_there(what: str, *said: str) -> EngineUnavailable:
+    """The error for a GPU that ONNX Runtime does not compute on, and what it said meanwhile."""
+    return EngineUnavailable(
+        "E_ENGINE_DEVICE",
+        f"ONNX Runtime {what} {' '.join(' '.join(said).split())[:500]}".rstrip(),
+        "Check the installation of onnxruntime, and of CUDA and cuDNN (docs/gpu.md).",
+    )
 
 
 def _require_cuda() -> str:

@@ -1,1 +1,1 @@
-"""A scan on a GPU, from raw intensities to labels: four kernels, and what they are told."""
+"""A scan on a GPU, from raw intensities to labels: six kernels, and what they are told."""

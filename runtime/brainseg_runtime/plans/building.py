@@ -52,6 +52,8 @@ def build(
         builder = trt.Builder(logger(trt))
         network, parser = _parsed(trt, builder, graph)
         config = builder.create_builder_config()
+        if config is None:
+            raise _failed("it makes no configuration", said.errors)
         # TF32 would keep 10 of FP32's 23 bits without a word.
         config.clear_flag(trt.BuilderFlag.TF32)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -67,6 +69,8 @@ def build(
             config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
         for shapes in profiles:
             profile = builder.create_optimization_profile()
+            if profile is None:
+                raise _failed("it makes no profile", said.errors)
             profile.set_shape(network.get_input(0).name, shapes.smallest, shapes.typical, shapes.largest)
             if config.add_optimization_profile(profile) < 0:
                 raise _failed(f"it takes no shapes {shapes}", said.errors)
@@ -108,6 +112,8 @@ def inspected(trt: TensorRT, built: Built) -> dict[str, str]:
         if engine is None:
             raise _failed("what it built does not load", said.errors)
         inspector = engine.create_engine_inspector()
+        if inspector is None:
+            raise _failed("what it built cannot be inspected", said.errors)
         text = inspector.get_engine_information(trt.LayerInformationFormat.ONELINE)
     return kernel_types(account(text), built.kernels)
 

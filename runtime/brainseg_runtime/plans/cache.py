@@ -42,7 +42,7 @@ class Entry:
 
     key: str
     built_for: Mapping[str, Any]
-    """The request; empty where the sidecar cannot be read."""
+    """The request; empty where the sidecar cannot be read, or is not to be believed."""
     size: int
     built: str
     """When, in UTC."""
@@ -130,9 +130,8 @@ class PlanCache:
             OutputUnwritable: ``E_OUTPUT``.
         """
         with self._locked(key):
-            for path in reversed(self._paths(key)):
+            for path in (*reversed(self._paths(key)), self.folder / f"{key}.lock"):
                 remove(path)
-        remove(self.folder / f"{key}.lock")
 
     def _read(self, key: str) -> tuple[bytes, Entry]:
         """A plan and what is to be said of it."""
@@ -140,24 +139,24 @@ class PlanCache:
         try:
             sidecar = json.loads(_own(sidecar_path))
             seal = sidecar.pop("seal")
-            built_for, size, built = dict(sidecar["built_for"]), int(sidecar["size"]), str(sidecar["built"])
             sealed = hmac.compare_digest(str(seal), self._seal(sidecar)) and sidecar["format"] == FORMAT
         except OSError:
             return b"", Entry(key, {}, 0, "", "its sidecar is missing or unreadable")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        # RecursionError: brackets within brackets without end.
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return b"", Entry(key, {}, 0, "", "its sidecar is damaged")
-        problem, plan = "", b""
         if not sealed:
-            problem = "it was not built here by this user: its seal does not fit"
+            # Nothing else that it says is looked at: anybody may have written it.
+            return b"", Entry(key, {}, 0, "", "it was not built here by this user: its seal does not fit")
+        problem, plan = "", b""
+        try:
+            plan = _own(plan_path)
+        except OSError:
+            problem = "the plan itself is missing or unreadable"
         else:
-            try:
-                plan = _own(plan_path)
-            except OSError:
-                problem = "the plan itself is missing or unreadable"
-            else:
-                if hashlib.sha256(plan).hexdigest() != sidecar["sha256"]:
-                    problem = "the plan was changed or cut short"
-        return plan, Entry(key, built_for, size, built, problem)
+            if hashlib.sha256(plan).hexdigest() != sidecar["sha256"]:
+                problem = "the plan was changed or cut short"
+        return plan, Entry(key, sidecar["built_for"], sidecar["size"], sidecar["built"], problem)
 
     def _paths(self, key: str) -> tuple[Path, Path]:
         return self.folder / f"{key}.plan", self.folder / f"{key}.json"
@@ -189,16 +188,33 @@ class PlanCache:
         """Alone among the processes that ask for the same name; a process that dies lets go."""
         path = self.folder / f"{name}.lock"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            descriptor = _lock(path)
         except OSError as error:
             raise OutputUnwritable(
-                "E_OUTPUT", f"{path} cannot be written: {error}.", "Check space and rights."
+                "E_OUTPUT",
+                f"{path} cannot be written or locked: {error}.",
+                "Check space and rights; XDG_CACHE_HOME names another folder, on a disk of this machine.",
             ) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """A file that nobody else has locked, open and locked; it is unlocked when it is closed."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Whoever held it may have removed it meanwhile, and the next would lock a file of its own.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _own(path: Path) -> bytes:

@@ -28,18 +28,20 @@ def _plans() -> None:
 
 @plans.command("list")
 def list_plans(as_json: AsJson = False) -> None:
-    """Say which plans are kept, and which of them nothing here can run any more."""
+    """Say which plans are kept, which nothing here can run any more, and which this environment cannot."""
     from brainseg_runtime.console import aligned
     from brainseg_runtime.plans.cache import PlanCache
-    from brainseg_runtime.plans.local import foreign
+    from brainseg_runtime.plans.local import foreign, lacking
 
     cache = PlanCache.open()
-    found = [(entry, foreign(entry)) for entry in cache.entries()]
+    found = [(entry, {"foreign": foreign(entry), "lacking": lacking(entry)}) for entry in cache.entries()]
     if as_json:
         for entry, why in found:
-            typer.echo(json.dumps({"schema": 1, "event": "plan", **vars(entry), "foreign": why}))
+            typer.echo(json.dumps({"schema": 1, "event": "plan", **vars(entry), **why}))
     elif found:
-        typer.echo(aligned([(*_row(entry), why or "ready") for entry, why in found]))
+        typer.echo(
+            aligned([(*_row(entry), why["foreign"] or why["lacking"] or "ready") for entry, why in found])
+        )
     else:
         typer.echo(f"no plans in {cache.folder}")
 
@@ -85,7 +87,7 @@ def verify() -> None:
 def prune(
     everything: Annotated[bool, typer.Option("--all", help="Those that could still run, too.")] = False,
 ) -> None:
-    """Remove the plans that nothing on this machine can run any more."""
+    """Remove the plans that nothing on this machine can run any more: of another GPU or driver, or broken."""
     from brainseg_runtime.plans.cache import PlanCache
     from brainseg_runtime.plans.local import foreign
 
@@ -96,16 +98,23 @@ def prune(
             typer.echo(f"removed {entry.key[:12]}: {foreign(entry) or 'as asked for'}")
 
 
-def ready(bundle: "Bundle", precision: "Precision", device: str, flavour: "Flavour | None" = None) -> str:
+def ready(
+    bundle: "Bundle", precision: "Precision | None", device: str, flavour: "Flavour | None" = None
+) -> str:
     """See that a bundle's plan is there, with a bar while it is built; a sentence about it.
 
+    Without a ``precision`` it is the engine's own.
+
     Raises:
+        UsageRefused: ``E_USAGE`` for a precision that the engine does not have.
         EngineUnavailable: as ``plans.local.plan_for``, and ``E_ENGINE_DEVICE`` where there is no GPU.
     """
-    from brainseg_runtime.engines.choice import require_installed
+    from brainseg_runtime.engines.choice import ENGINES, require_installed, require_precision
     from brainseg_runtime.gpu import find
     from brainseg_runtime.plans.local import plan_for
 
+    precision = precision or ENGINES["trt"].precisions[0]
+    require_precision("trt", precision)
     require_installed("trt", device)
     gpu = find(device)
     # Here, since without the packages that are required it cannot be imported.

@@ -14,7 +14,7 @@ from brainseg_runtime.plans.inspection import require_precision
 from brainseg_runtime.plans.request import Request, bound_to
 from brainseg_runtime.spec import ModelSpec
 
-__all__ = ["LocalPlan", "foreign", "plan_for"]
+__all__ = ["LocalPlan", "foreign", "lacking", "plan_for"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def plan_for(
     """The plan of a graph on a GPU; it is built where the cache has none, which takes seconds to minutes.
 
     ``flavour`` is the best one that is installed unless another is given. A plan for the lean library is
-    built by the full one of the same major version.
+    built by the full one of the same major version, or found where that is installed no more.
 
     Raises:
         EngineUnavailable: ``E_ENGINE_MISSING``, ``E_PLAN``, ``E_PLAN_CACHE``.
@@ -49,9 +49,9 @@ def plan_for(
     """
     flavour = flavour or flavours.choose(gpu)
     cache = cache or PlanCache.open()
-    builder = flavour
-    if not flavour.builds and flavours.installed(FLAVOURS["tensorrt"]):
-        builder = FLAVOURS["tensorrt"]
+    full = FLAVOURS["tensorrt"]
+    only_runs = not flavour.builds and flavours.installed(flavour) and not flavours.installed(full)
+    builder = flavour if flavour.builds or only_runs else full
     trt = flavours.load(builder)
     request = Request.of(graph, spec, precision, gpu, flavour, trt.__version__)
 
@@ -74,13 +74,13 @@ def plan_for(
 
 
 def foreign(entry: Entry) -> str:
-    """Why nothing on this machine can run a plan of the cache any more; empty where something may."""
+    """Why nothing on this machine can run a plan of the cache any more; empty where something may.
+
+    What is installed does not count: environments with other versions of TensorRT share one cache.
+    """
     if entry.problem:
         return entry.problem
     told = entry.built_for
-    title, able = f"{FLAVOURS[told['flavour']].title} {told['version']}", _versions()
-    if (told["flavour"], told["version"]) not in able:
-        return f"{title} is not installed"
     try:
         here = {(gpu.name, gpu.capability, gpu.driver) for gpu in gpus()}
     except NoDriver:  # which may come back
@@ -89,11 +89,17 @@ def foreign(entry: Entry) -> str:
     return "" if built in here else f"there is no {built[0]} under driver {built[2]}"
 
 
-def _versions() -> set[tuple[str, str]]:
-    """The flavours and versions whose plans run with what is installed."""
-    found: set[tuple[str, str]] = set()
-    for flavour in FLAVOURS.values():
-        if flavours.installed(flavour):
-            version = flavours.load(flavour).__version__
-            found.add((flavour.name, bound_to(flavour, version)))
-    return found
+def lacking(entry: Entry) -> str:
+    """What this environment lacks to run a plan of the cache; empty where it lacks nothing."""
+    if entry.problem:
+        return entry.problem
+    told = entry.built_for
+    flavour = FLAVOURS[told["flavour"]]
+    wanted = f"{flavour.title} {told['version']}"
+    if not flavours.installed(flavour):
+        return f"{wanted} is not installed in this environment"
+    try:
+        version = bound_to(flavour, flavours.load(flavour).__version__)
+    except EngineUnavailable as error:
+        return error.received
+    return "" if version == told["version"] else f"in this environment is {version}, not {wanted}"

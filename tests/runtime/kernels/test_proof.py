@@ -88,11 +88,33 @@ def on_a_gpu(monkeypatch, bundle, library):
     monkeypatch.setattr("brainseg_runtime.kernels.cuda_card.CudaCard", opened)
     monkeypatch.setattr(chapter, "find", lambda device: GPU)
     monkeypatch.setattr(chapter, "free_memory", lambda gpu: AMPLE)
-    monkeypatch.setattr(chapter, "choose", lambda *_: Choice("ort", "as asked for"))
+    monkeypatch.setattr(chapter, "choose", lambda *_: Choice("ort", "fp32", "as asked for"))
     monkeypatch.setattr(
         chapter, "open_engine", lambda b, *_, **__: OrtEngine(b.graph("fp32"), b.spec, "fp32")
     )
     return cards
+
+
+def test_a_load_that_fails_at_its_last_step_gives_back_engine_and_card(on_a_gpu, bundle, monkeypatch):
+    """Also where the driver does not tell its free memory."""
+    closed = []
+
+    class Closing(OrtEngine):
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    def silent(gpu):
+        (card,) = on_a_gpu
+        card.zeros(100)
+        raise EngineUnavailable("E_ENGINE_DEVICE", "no answer.", "Check it.")
+
+    monkeypatch.setattr(chapter, "open_engine", lambda b, *_, **__: Closing(b.graph("fp32"), b.spec, "fp32"))
+    monkeypatch.setattr(chapter, "free_memory", silent)
+    with pytest.raises(EngineUnavailable, match="no answer"):
+        load(bundle.folder, "ort", device="cuda:0")
+    assert [card.held for card in on_a_gpu] == [0]
+    assert len(closed) == 1
 
 
 def test_on_a_gpu_scans_stay_there_by_default(on_a_gpu, bundle):

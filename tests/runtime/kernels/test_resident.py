@@ -154,18 +154,27 @@ class Hungry(Summing):
 
     most = 1
 
+    def infer(self, tiles):
+        self.require(len(tiles))
+        return super().infer(tiles)
+
     def infer_at(self, tiles, logits, shape):
-        if shape[0] > self.most:
-            raise BudgetExceeded("E_MEMORY", f"{shape[0]} tiles.", "Fewer.")
+        self.require(shape[0])
         super().infer_at(tiles, logits, shape)
+
+    def require(self, count):
+        if count > self.most:
+            raise BudgetExceeded("E_MEMORY", f"{count} tiles.", "Fewer.")
 
 
 def test_where_memory_falls_short_half_as_many_tiles_go_and_the_record_says_so(card):
     """The labels are the same; a tile alone that does not fit ends the scan with E_MEMORY."""
     spec, volume = toy_spec(tile=(8, 8, 8)), toy_volume()
     engine = Hungry(spec, card)
-    expected, found = both(spec, card, volume, batch=4, engine=engine)
+    expected, _ = both(spec, card, volume, batch=4)
+    _, found = both(spec, card, volume, batch=4, engine=engine)
     np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.record["plan"]["on_gpu"] == "scan, labels come back"
     assert (expected.record["plan"]["batch"], found.record["plan"]["batch"]) == (4, 1)
     Hungry.most = 0
     try:
@@ -176,7 +185,7 @@ def test_where_memory_falls_short_half_as_many_tiles_go_and_the_record_says_so(c
 
 
 def test_a_full_card_is_emptied_before_fewer_tiles_are_tried(library):
-    """What the larger batch took does not stand in the way of the smaller one; else the scan has failed."""
+    """What the larger batch took does not stand in the way of the smaller one."""
     spec, volume, ample = toy_spec(tile=(8, 8, 8), overlap=0.0), toy_volume(), Cpu(library)
     most = {}
     for batch in (4, 2):
@@ -185,10 +194,73 @@ def test_a_full_card_is_emptied_before_fewer_tiles_are_tried(library):
     expected, found = both(spec, Cpu(library, limit=most[4] - 1), volume, batch=4)
     assert found.record["plan"]["batch"] == 2
     np.testing.assert_array_equal(found.labels, expected.labels)
-    full = Cpu(library, limit=1000)
-    with pytest.raises(BudgetExceeded, match="the card is full"):
-        both(spec, full, volume, batch=4)
-    assert full.held == 0
+
+
+class Hoarding(Cpu):
+    """Keeps, as a GPU's card does, memory that is done with; the engine beside it needs some of its own."""
+
+    def begin(self):
+        pass
+
+    @property
+    def free(self):
+        return self.limit - self.held
+
+
+def test_memory_that_was_kept_from_other_scans_fails_none(library):
+    """What a card holds of one scan is given back for the next, which then goes as it was planned."""
+    spec, volume, ample = toy_spec(tile=(8, 8, 8), overlap=0.0), toy_volume(), Cpu(library)
+    (expected, _), most = both(spec, ample, volume, batch=2), ample.most
+    card = Hoarding(library, limit=int(1.5 * most))
+    engine = Summing(spec, card)
+    with Segmenter(spec, engine, batch=2, gpu_memory=AMPLE, resident=Resident(engine, card)) as segmenter:
+        for _ in range(3):
+            found = segmenter.segment(volume)
+            np.testing.assert_array_equal(found.labels, expected.labels)
+            assert found.record["plan"]["on_gpu"] == "scan, labels come back"
+            assert found.record["plan"]["batch"] == 2
+
+
+def test_a_scan_that_a_gpu_has_no_room_for_after_all_takes_the_hosts_way_and_the_record_says_so(library):
+    """The mask is the host's, its tiles alone go to the GPU, and the card holds nothing in their way."""
+    spec, volume, card = toy_spec(tile=(8, 8, 8)), toy_volume(), Hoarding(library, limit=1000)
+    held = []
+
+    class Beside(Summing):
+        def infer(self, tiles):
+            held.append(card.held)
+            return super().infer(tiles)
+
+    expected, found = both(spec, card, volume, batch=4, engine=Beside(spec, card))
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.record["plan"] == expected.record["plan"]
+    assert found.record["plan"]["on_gpu"] == "tiles"
+    assert set(held) == {0}
+    Hungry.most = 0
+    try:
+        with pytest.raises(BudgetExceeded, match="1 tiles"):
+            both(spec, card, volume, engine=Hungry(spec, card))
+    finally:
+        Hungry.most = 1
+
+
+def test_what_the_card_holds_is_given_back_before_a_scan_that_the_gpu_has_no_room_for(library):
+    """A small scan stays on the GPU; for the large one after it the engine gets the memory."""
+    spec, card, held = toy_spec(tile=(8, 8, 8), working_bytes=100), Hoarding(library), []
+
+    class Beside(Summing):
+        def infer(self, tiles):
+            held.append(card.held)
+            return super().infer(tiles)
+
+    engine = Beside(spec, card)
+    small, large = toy_volume(toy_geometry((12, 12, 12))), toy_volume(toy_geometry((40, 44, 36)))
+    with Segmenter(spec, engine, gpu_memory=1_000_000, resident=Resident(engine, card)) as segmenter:
+        assert segmenter.segment(small).record["plan"]["on_gpu"] == "scan, labels come back"
+        assert card.held > 0
+        held.clear()
+        assert segmenter.segment(large).record["plan"]["on_gpu"] == "tiles"
+        assert set(held) == {0}
 
 
 @pytest.mark.parametrize("changes", [{"tile": (32, 32, 32)}, {"scheme": "whole"}], ids=str)

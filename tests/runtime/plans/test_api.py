@@ -135,11 +135,15 @@ def test_every_call_of_cuda_is_one_that_nvidia_documents():
         "cuda.bindings.driver", reason="the extra rtx is not installed (CI installs it)"
     )
     from brainseg_runtime.engines import cuda
+    from brainseg_runtime.kernels import cuda_card
     from cuda.bindings import runtime
 
     calls = _attributes(Path(cuda.__file__), "runtime")
     assert "cudaMemcpyAsync" in calls
     assert [name for name in calls if not hasattr(runtime, name)] == []
+    calls = _attributes(Path(cuda_card.__file__), "driver")
+    assert {"cuLaunchKernel", "cuModuleLoadData"} <= calls
+    assert [name for name in calls if not hasattr(driver, name)] == []
     calls = {name.removesuffix("_v2") for name in _attributes(Path(gpu.__file__), "cuda")}
     assert "cuInit" in calls
     assert [name for name in calls if not hasattr(driver, name)] == []

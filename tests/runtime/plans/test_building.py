@@ -3,12 +3,13 @@
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from brainseg_runtime.errors import BundleInvalid, EngineUnavailable
-from brainseg_runtime.plans.building import build, census
+from brainseg_runtime.plans.building import Built, build, census, inspected
 from brainseg_runtime.plans.flavour import RTX_TARGETS
 from brainseg_runtime.plans.inspection import account, kernel_types, require_precision
 from brainseg_runtime.plans.request import Profile, profiles_of
@@ -57,6 +58,54 @@ def test_tensorrt_rtx_builds_for_each_gpu_that_it_is_chosen_for(capability):
     built = build(trt, graph("fp16"), PROFILES, target=capability)
     assert built.kernels == {"conv0": "Half", "conv1": "Half"}
     assert len(built.plan) > 10_000
+
+
+class Seen:
+    """Another's attributes, but for one call, which may give nothing; what calls give is kept."""
+
+    def __init__(self, real, silent=""):
+        self.real, self.silent, self.given = real, silent, []
+
+    def __getattr__(self, name):
+        found = getattr(self.real, name)
+        if name == self.silent:
+            return lambda *_: None
+        if name in ("Builder", "create_builder_config"):
+            return lambda *given: self._kept(found(*given))
+        return found
+
+    def _kept(self, made):
+        self.given.append(Seen(made, self.silent) if isinstance(made, trt.Builder) else made)
+        return self.given[-1]
+
+
+def test_a_plan_for_the_lean_library_runs_on_later_versions_and_carries_no_code_to_trust():
+    """TensorRT-RTX takes the same flags; its plan computes in what the graph says."""
+    for for_lean in (False, True):
+        seen = Seen(trt)
+        built = build(seen, graph("fp16"), PROFILES, for_lean=for_lean)
+        require_precision(built.kernels, "fp16")
+        assert len(built.plan) > 10_000
+        (config,) = seen.given[0].given
+        for flag in (trt.BuilderFlag.VERSION_COMPATIBLE, trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME):
+            assert config.get_flag(flag) == for_lean
+
+
+@pytest.mark.parametrize("silent", ["create_builder_config", "create_optimization_profile"])
+def test_a_builder_that_makes_nothing_is_an_error(silent):
+    """TensorRT gives None where others raise."""
+    with pytest.raises(EngineUnavailable, match=r"E_PLAN.*it makes no"):
+        build(Seen(trt, silent), graph("fp16"), PROFILES)
+
+
+def test_a_plan_that_cannot_be_inspected_is_an_error():
+    """Nor is one that does not load taken for one that says what it computes in."""
+    engines = {"cannot be inspected": SimpleNamespace(create_engine_inspector=lambda: None), "not load": None}
+    for words, engine in engines.items():
+        seen = Seen(trt)
+        seen.Runtime = lambda _, engine=engine: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+        with pytest.raises(EngineUnavailable, match=rf"E_PLAN.*{words}"):
+            inspected(seen, Built(b"a plan", {"conv": ""}))
 
 
 def test_a_plan_in_another_precision_is_refused():

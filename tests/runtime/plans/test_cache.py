@@ -1,12 +1,16 @@
 """A plan is code: what this user did not build here, for this very request, is never read back."""
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import fields, replace
 
 import pytest
-from brainseg_runtime.errors import EngineUnavailable
+from brainseg_runtime.errors import EngineUnavailable, OutputUnwritable
 from brainseg_runtime.plans.building import Built
 from brainseg_runtime.plans.cache import PlanCache, default_folder
 from brainseg_runtime.plans.request import Profile, Request
@@ -139,6 +143,14 @@ def sidecar_of_another_kind(cache):
     paths(cache)[1].write_text("[1]")
 
 
+def sidecar_with_other_fields(cache):
+    paths(cache)[1].write_text(json.dumps({"seal": "", "built_for": {"gpu": "?"}, "size": 1, "built": ""}))
+
+
+def sidecar_without_end(cache):
+    paths(cache)[1].write_text("[" * 100_000)
+
+
 def forgotten_secret(cache):
     (cache.folder / "secret").write_bytes(b"x" * 32)
 
@@ -162,6 +174,8 @@ def readable_secret_cut_short(cache):
         without_plan,
         damaged_sidecar,
         sidecar_of_another_kind,
+        sidecar_with_other_fields,
+        sidecar_without_end,
         forgotten_secret,
         readable_secret_cut_short,
     ],
@@ -250,6 +264,40 @@ def test_a_process_that_dies_while_it_builds_blocks_nobody(cache, request):
         assert process.stdout.readline() == "building\n"
         process.kill()
     assert cache.obtain(REQUEST, lambda: BUILT) == BUILT.plan
+
+
+def test_a_lock_that_was_removed_while_another_waited_for_it_is_no_lock(cache):
+    """Two builders never hold two files under one name."""
+    path, entered, leave = cache.folder / "x.lock", threading.Event(), threading.Event()
+
+    def second():
+        with cache._locked("x"):
+            entered.set()
+            leave.wait()
+
+    with cache._locked("x"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(0.2)  # until it waits; if it does not yet, there is nothing to show
+        path.unlink()
+    try:
+        assert entered.wait(timeout=10)
+        with path.open("a") as third, pytest.raises(BlockingIOError):
+            fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        leave.set()
+        waiting.join()
+
+
+def test_a_disk_that_cannot_lock_is_refused(cache, monkeypatch):
+    """As some network file systems answer."""
+
+    def unsupported(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(OutputUnwritable, match=r"E_OUTPUT.*No locks available.*XDG_CACHE_HOME"):
+        cache.obtain(REQUEST, lambda: BUILT)
 
 
 def test_the_cache_lies_where_the_system_keeps_caches(monkeypatch, tmp_path):

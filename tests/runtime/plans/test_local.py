@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from brainseg_runtime.errors import EngineUnavailable
@@ -76,11 +77,19 @@ def test_a_gpu_gets_the_tensorrt_that_is_made_for_it(monkeypatch):
 
 def test_the_lean_library_never_builds(cache, monkeypatch):
     """Without TensorRT itself there is no plan for it, and the refusal says what to type, and where."""
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
     lean = FLAVOURS["lean"]
+    monkeypatch.setattr(flavours, "installed", lambda flavour: flavour is lean)
     monkeypatch.setattr(flavours, "load", lambda _: sys.modules["tensorrt_rtx"])
     with pytest.raises(EngineUnavailable, match=r"E_PLAN.*only runs plans.*plans build BUNDLE --lean"):
         plan_for(GRAPH, SPEC, "fp32", HOPPER, flavour=lean)
+
+
+def test_what_builds_for_the_lean_library_is_what_is_said_to_be_missing(cache, monkeypatch):
+    """``plans build --lean`` takes TensorRT itself, neither the lean library nor TensorRT-RTX."""
+    for name in ("tensorrt", "tensorrt_lean_libs"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EngineUnavailable, match=r"E_ENGINE_MISSING.*brainseg-runtime\[trt\]"):
+        plan_for(GRAPH, SPEC, "fp32", HOPPER, flavour=FLAVOURS["lean"])
 
 
 def test_a_plan_for_the_lean_library_is_bound_to_the_major_version_alone():
@@ -92,22 +101,23 @@ def test_a_plan_for_the_lean_library_is_bound_to_the_major_version_alone():
     assert full[0].key != full[1].key
 
 
-def other_version(cache):
-    """A plan of a TensorRT that is not installed any more."""
-    request = Request.of(GRAPH, SPEC, "fp16", ADA, FLAVOURS["rtx"], "0.9")
-    cache.put(request, Built(b"old", {}))
+def kept(cache, flavour, version, gpu=ADA):
+    """The key of a plan that was built by another environment."""
+    request = Request.of(GRAPH, SPEC, "fp16", gpu, FLAVOURS[flavour], version)
+    cache.put(request, Built(b"a plan", {}))
     return request.key
 
 
 def test_plans_are_listed_verified_and_pruned(cache, brainseg):
-    """What can run here stays; what was changed, or belongs to a TensorRT that is gone, goes."""
+    """What was changed goes; a plan of a TensorRT that this environment lacks stays, and is told apart."""
     assert brainseg("plans", "list") == (0, f"no plans in {cache.folder}\n", "")
     good = plan_for(GRAPH, SPEC, "fp32", ADA).request.key
-    old = other_version(cache)
+    old = kept(cache, "rtx", "0.9")
     status, out, _ = brainseg("plans", "list", "--json")
     rows = {row["key"]: row for row in map(json.loads, out.splitlines())}
     assert (status, set(rows)) == (0, {good, old})
-    assert "0.9 is not installed" in rows[old]["foreign"]
+    assert "not TensorRT-RTX 0.9" in rows[old]["lacking"]
+    assert rows[good]["lacking"] == ""
     assert rows[good]["built_for"]["gpu"] == ADA.name
     assert brainseg("plans", "verify")[0] == 0
     assert good[:12] in brainseg("plans", "list")[1]
@@ -117,7 +127,53 @@ def test_plans_are_listed_verified_and_pruned(cache, brainseg):
     assert "changed or cut short" in out
     status, out, _ = brainseg("plans", "prune")
     assert status == 0
-    assert {good[:12], old[:12]} <= set(out.replace(":", "").split())
+    assert good[:12] in out
+    assert good not in {entry.key for entry in cache.entries()}
+
+
+def test_only_another_gpu_another_driver_or_a_broken_seal_makes_a_plan_prunable(cache, brainseg, monkeypatch):
+    """Not what this environment lacks: another one on this machine may have it, and built it here."""
+    monkeypatch.setattr("brainseg_runtime.plans.local.gpus", lambda: (HOPPER,))
+    here = {kept(cache, name, "10.13", HOPPER) for name in ("tensorrt", "lean", "rtx")}
+    gone = {
+        kept(cache, "tensorrt", "10.13", ADA),
+        kept(cache, "tensorrt", "10.13", replace(HOPPER, driver="570.1")),
+    }
+    damaged = kept(cache, "tensorrt", "9", HOPPER)
+    (cache.folder / f"{damaged}.json").write_text("{}")
+    out = brainseg("plans", "list")[1]
+    assert out.count("is not installed in this environment") == 2
+    assert out.count("there is no") == 2
+    assert brainseg("plans", "prune")[0] == 0
+    assert {entry.key for entry in cache.entries()} == here
+    assert here.isdisjoint(gone)
+
+
+def test_a_tensorrt_that_does_not_load_ends_no_list(cache, brainseg, monkeypatch, tmp_path):
+    """It is said of its own plans; the others are told as ever."""
+    broken = tmp_path / "broken" / "tensorrt"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise OSError('libnvinfer.so.10 is cut short')")
+    monkeypatch.syspath_prepend(broken.parent)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    bad, good = kept(cache, "tensorrt", "10.13"), plan_for(GRAPH, SPEC, "fp32", ADA).request.key
+    status, out, _ = brainseg("plans", "list", "--json")
+    told = {row["key"]: row["lacking"] for row in map(json.loads, out.splitlines())}
+    assert status == 0
+    assert "cut short" in told[bad]
+    assert told[good] == ""
+    assert brainseg("plans", "prune")[0] == 0
+
+
+def test_a_sidecar_that_anybody_wrote_is_listed_and_refused(cache, brainseg):
+    """Whatever fields it has."""
+    key = kept(cache, "rtx", "1")
+    (cache.folder / f"{key}.json").write_text('{"seal": "", "built_for": {"a": 1}, "size": 1, "built": ""}')
+    status, out, _ = brainseg("plans", "list")
+    assert (status, "its seal does not fit" in out) == (0, True)
+    status, out, _ = brainseg("plans", "verify")
+    assert (status, "its seal does not fit" in out) == (6, True)
+    assert brainseg("plans", "prune")[0] == 0
     assert list(cache.entries()) == []
 
 
