@@ -33,7 +33,7 @@ SOURCES = {
     "RLE": Made(grid=SMALL, syntax=RLELossless),
     "JPEG-LS": Made(grid=SMALL, syntax=JPEGLSLossless),
 }
-FULL = {name: 400 if name in ("RLE", "JPEG-LS") else 3_840 for name in SOURCES}
+FULL = {name: 800 if name in ("RLE", "JPEG-LS") else 3_680 for name in SOURCES}
 
 
 def _brainseg(folder: Path) -> tuple[np.ndarray, np.ndarray]:

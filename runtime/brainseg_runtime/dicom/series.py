@@ -152,7 +152,7 @@ def group(files: Iterable[Stored]) -> Heap:
     one that a file belongs to which cannot be trusted.
 
     Raises:
-        ScanRefused: as ``files_in``.
+        ScanRefused: as what ``files`` comes from.
     """
     found, ignored, unread = _Found(), [], []
     for number, stored in enumerate(files, 1):
@@ -247,8 +247,8 @@ def _put(found: _Found, stored: Stored, data: bytes) -> str:
 
 def _study(found: _Found, uid: str) -> Study:
     series = [
-        Series(key, tuple(instances[uid] for uid in sorted(instances)))
-        for key, instances in found.series.get(uid, {}).items()
+        Series(name, tuple(instances[key] for key in sorted(instances)))
+        for name, instances in found.series.get(uid, {}).items()
     ]
     series.sort(key=lambda one: (_order(one.number), one.uid))
     return Study(uid, tuple(series), found.refusals.get(uid) or _mixed_patients(uid, series))
