@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from dicoms import Grid, Made, save, series
-from hostile.dicom import ARCHIVES, FAULTS, archive_of, mutant
+from hostile.dicom import ARCHIVES, FAULTS, FILES, mutant
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -33,7 +33,7 @@ SOURCES = {
     "RLE": Made(grid=SMALL, syntax=RLELossless),
     "JPEG-LS": Made(grid=SMALL, syntax=JPEGLSLossless),
 }
-FULL = {name: 100 if name in ("RLE", "JPEG-LS") else 3_960 for name in SOURCES}
+FULL = {name: 800 if name in ("RLE", "JPEG-LS") else 3_680 for name in SOURCES}
 
 
 def _brainseg(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ def _brainseg(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     from brainseg_runtime.dicom.stack import fill, plan
     from brainseg_runtime.errors import ScanRefused
 
-    studies, _ = group(files_in(folder))
+    studies = group(files_in(folder)).studies
     left = [one for study in studies if study.refusal is None for one in study.series]
     if len(left) != 1 or len(studies) != 1:  # what belongs elsewhere by its header lacks the rest there
         raise ScanRefused("E_MODALITY_MISSING", f"{len(left)} series.", "")
@@ -123,7 +123,7 @@ def mutants(setup: Setup) -> Iterator[Row]:
 
 
 def handmade(setup: Setup) -> Iterator[Row]:
-    """Series that are no stack, and archives that are no study, by their codes."""
+    """Series that are no stack, files and archives that are no study, by their codes."""
     from brainseg_runtime.dicom.rules import load_rules
     from brainseg_runtime.dicom.study import find_studies
     from toys import toy_spec
@@ -133,12 +133,25 @@ def handmade(setup: Setup) -> Iterator[Row]:
             yield code, partial(_whole, save(fault(series(Made())), setup.place / f"fault-{n}"))
 
     def archives() -> Iterator[tuple[str, Callable[[], object]]]:
-        for n, (members, code) in enumerate(ARCHIVES.values()):
-            path = archive_of(setup.place / f"archive-{n}.zip", members)
+        for n, (write, code) in enumerate(ARCHIVES.values()):
+            path = write(setup.place / f"archive-{n}.zip")
             yield code, partial(find_studies, [path], toy_spec(), load_rules(None))
 
+    def files() -> Iterator[tuple[str, Callable[[], object]]]:
+        for n, (content, code) in enumerate(FILES.values()):
+            path = setup.place / f"file-{n}.dcm"
+            path.write_bytes(content())
+            yield code, partial(_refused, path)
+
+    def _refused(path: Path) -> None:
+        (refusal,) = find_studies([path], toy_spec(), load_rules(None)).refused.values()
+        raise refusal
+
     yield by_code("DICOM series made by hand", faulty())
-    yield by_code("zip archives: climbing, absolute, with a drive, a bomb, no study", archives())
+    yield by_code("DICOM files made by hand: deflated bombs behind all that may hide one, cut off", files())
+    yield by_code(
+        "archives: climbing, absolute, with a drive, bombs, nameless, of one name, encrypted, tar", archives()
+    )
 
 
 def _whole(place: Path) -> None:
@@ -147,7 +160,7 @@ def _whole(place: Path) -> None:
     from brainseg_runtime.dicom.series import group
     from brainseg_runtime.dicom.stack import fill, plan
 
-    (found,), _ = group(files_in(place))
+    (found,) = group(files_in(place)).studies
     if found.refusal is not None:
         raise found.refusal
     (one,) = found.series

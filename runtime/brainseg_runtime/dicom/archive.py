@@ -47,19 +47,31 @@ class Stored:
     """The folder that a link must not leave."""
     archive: Archive | None = None
 
+    @property
+    def folder(self) -> Path:
+        """That the file lies in, on disk or inside the archive; it too is for a terminal only."""
+        return self.path.parent if self.archive is None else self.path / PurePosixPath(self.name).parent
+
     def read(self) -> bytes:
         """All bytes of the file.
 
         Raises:
-            ScanRefused: ``E_INPUT_MISSING``, ``E_NOT_FILE``, ``E_TOO_BIG``, ``E_ZIP``.
+            ScanRefused: ``E_INPUT_MISSING``, ``E_NOT_FILE``, ``E_TOO_BIG``, ``E_ZIP``; none tells the name.
         """
         if self.archive is not None:
             return _member(self.archive, self.name)
-        with open_regular(self.path, self.root) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE_BYTES:
-                raise _too_big("a file", size)
-            return file.readall() if hasattr(file, "readall") else file.read()
+        try:
+            with open_regular(self.path, self.root) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_FILE_BYTES:
+                    raise _too_big("a file", size)
+                return file.readall() if hasattr(file, "readall") else file.read()
+        except OSError as error:
+            raise _unreadable("E_INPUT_MISSING") from error
+        except ScanRefused as error:
+            if error.code in _UNREADABLE:
+                raise _unreadable(error.code) from error
+            raise
 
 
 def files_in(path: Path) -> Iterator[Stored]:
@@ -94,9 +106,9 @@ def _in_archive(path: Path) -> Iterator[Stored]:
     archive = Archive(path)
     try:
         listed = archive.opened.infolist()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise _bad_zip(f"cannot be read ({error})") from error
-    members = [member for member in listed if not member.is_dir()]
+    except Exception as error:  # as in _member
+        raise _bad_zip(f"cannot be read ({type(error).__name__})") from error
+    members = [member for member in listed if not member.filename.endswith("/")]  # is_dir() needs a name
     _check_archive(members, path.stat().st_size)
     for member in members:
         if not any(_is_hidden(part) for part in PurePosixPath(member.filename).parts):
@@ -114,6 +126,8 @@ def _check_archive(members: list[zipfile.ZipInfo], stored: int) -> None:
         raise _bad_zip(f"inflates from {stored} to {total} bytes")
     for member in members:
         place = PurePosixPath(member.filename.replace("\\", "/"))
+        if not place.parts:
+            raise _bad_zip("holds a file without a name")
         if place.is_absolute() or ".." in place.parts or ":" in place.parts[0]:
             raise _bad_zip("holds a file that would be unpacked outside of its folder")
         if member.flag_bits & 1:
@@ -132,6 +146,20 @@ def _member(archive: Archive, name: str) -> bytes:
         raise
     except Exception as error:  # zipfile fails in many ways on damaged archives
         raise _bad_zip(f"is damaged ({type(error).__name__})") from error
+
+
+_UNREADABLE = {
+    "E_INPUT_MISSING": ("a file cannot be read.", "Check the files and their rights."),
+    "E_NOT_FILE": (
+        "a file is a link out of the input folder, or none that holds bytes.",
+        "Copy the study into the input folder, without links.",
+    ),
+}
+
+
+def _unreadable(code: str) -> ScanRefused:
+    """In words of its own, for those of the system hold the file's name."""
+    return ScanRefused(code, *_UNREADABLE[code])
 
 
 def _is_hidden(name: str) -> bool:

@@ -12,7 +12,7 @@ from brainseg_runtime.dicom.archive import files_in
 from brainseg_runtime.dicom.pixels import load, require_decoder, sha256_of
 from brainseg_runtime.dicom.results import attachments_of
 from brainseg_runtime.dicom.rules import Facts, Reading, Rules, facts_of, read_series
-from brainseg_runtime.dicom.series import Series, Study, group
+from brainseg_runtime.dicom.series import Series, Study, Unread, group
 from brainseg_runtime.dicom.stack import Plan, fill, plan
 from brainseg_runtime.errors import ScanRefused, UsageRefused
 from brainseg_runtime.geometry import Geometry
@@ -131,6 +131,7 @@ class FoundStudies:
 
     scans: tuple[DicomScan, ...]
     refused: Mapping[str, ScanRefused]
+    """Those that cannot be read, and files that cannot and of which no study is known."""
 
 
 def find_studies(
@@ -143,15 +144,15 @@ def find_studies(
     """Find the studies in folders and zip archives of DICOM files, and choose a series per modality.
 
     Raises:
-        ScanRefused: ``E_NOT_DICOM`` if there is no instance at all, and as ``series.group``.
+        ScanRefused: ``E_NOT_DICOM`` if there is no instance at all, and as ``archive.files_in``.
         UsageRefused: ``E_RULES`` if the rules know no such modality.
     """
     _require_known(spec, rules, resample_to)
-    studies, _ = group(stored for path in inputs for stored in files_in(path))
-    if not studies:
+    heap = group(stored for path in inputs for stored in files_in(path))
+    if not heap.studies and not heap.unread:
         raise ScanRefused("E_NOT_DICOM", "no DICOM instance is under the input.", "Give a study.")
-    scans, refused = [], {}
-    for study in studies:
+    scans, refused = [], {one.name: _stray(one) for one in heap.unread if one.study is None}
+    for study in heap.studies:
         try:
             scans.append(_scan(study, spec, rules, resample_to, register))
         except ScanRefused as error:
@@ -169,18 +170,28 @@ def explain(inputs: Sequence[Path], rules: Rules, spec: ModelSpec | None = None)
 
     It shows descriptions as they stand in the files, so it is for the terminal of who asked.
     """
-    studies, ignored = group(stored for path in inputs for stored in files_in(path))
+    heap = group(stored for path in inputs for stored in files_in(path))
     lines = [f"Rules: {rules.name} ({rules.sha256[:12]})"]
-    for study in studies:
+    for study in heap.studies:
         judged = judge(study, rules)
         lines += ["", f"{study.name}: {len(judged)} series"]
         for one in judged:
             lines += _explained(one)
         if spec is not None:
             lines.append(f"  => {_fate(study, spec, rules)}")
-    if ignored:
-        lines += ["", "Not DICOM instances:", *(f"  {name}: {why}" for name, why in ignored)]
+    if heap.unread:
+        told = (f"  {one.stored.name}: {one.name} is refused for it, {one.refusal}" for one in heap.unread)
+        lines += ["", "Files that cannot be read:", *told]
+    if heap.ignored:
+        lines += ["", "Not DICOM instances:", *(f"  {name}: {why}" for name, why in heap.ignored)]
     return "\n".join(lines)
+
+
+def _stray(one: Unread) -> ScanRefused:
+    """The refusal of a file alone, since nothing tells whose it is."""
+    received = f"{one.refusal.received} What study it belongs to is not known: one of the others may lack it."
+    remedy = f"'brainseg explain' shows which file it is. {one.refusal.remedy}"
+    return ScanRefused(one.refusal.code, received, remedy)
 
 
 def _explained(one: Judged) -> list[str]:

@@ -1,6 +1,7 @@
 """What a user gives: NIfTI or DICOM, told apart by content; grids that differ, resampled when asked."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,13 +9,14 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from brainseg_runtime.dicom.series import pseudonym
 from brainseg_runtime.errors import ScanRefused, UsageRefused
 from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.inputs import find, kind_of, result_kinds
 from brainseg_runtime.nifti import write_image
 from brainseg_runtime.resample import resample
 from brainseg_runtime.scans import find_scans, onto
-from dicoms import Grid, save, study, truth
+from dicoms import Grid, save, study, truth, uid
 from toys import toy_bundle, toy_spec, toy_volume, write_scan
 
 SPEC = toy_spec()
@@ -73,6 +75,31 @@ def test_a_study_goes_through_the_command_line(tmp_path):
     status, said, _ = brainseg("explain", tmp_path / "study", "-m", bundle)
     assert status == 0
     assert "read: t1 from series 3, t1c from series 9, t2 from series 4, flair from series 5" in said
+
+
+def test_a_file_that_cannot_be_read_does_not_end_a_run(tmp_path):
+    """The other study is done, the status says that something was refused, and nothing names the patient."""
+    save(study(grid=SMALL), tmp_path / "in" / "CANARY-one")
+    other = save(study(grid=SMALL, study="other"), tmp_path / "in" / "CANARY-other")
+    (other / "CANARY-link").symlink_to(tmp_path)
+    (other / "CANARY-broken-link").symlink_to(tmp_path / "none")
+    os.mkfifo(tmp_path / "in" / "CANARY-fifo")
+    bundle = toy_bundle(tmp_path / "bundle").folder
+    out = tmp_path / "out"
+    given = (tmp_path / "in", "-m", bundle, "-o", out, "--engine", "ort", "--json", "--report")
+    status, said, err = brainseg("infer", *given)
+    assert (status, err) == (4, "")
+    _, *failed, done = (json.loads(line) for line in said.splitlines())
+    codes = {one["scan"]: one["code"] for one in failed}
+    assert codes == {
+        pseudonym("study", uid("study", "other")): "E_INPUT_MISSING",
+        "file-00001": "E_NOT_FILE",
+    }
+    assert done["scan"] == pseudonym("study", uid("study", "study"))
+    assert "CANARY" not in said
+    texts = [path for path in out.iterdir() if path.suffix in (".json", ".csv", ".html")]
+    assert len(texts) > 3
+    assert [path for path in texts if "CANARY" in path.read_text()] == []
 
 
 def test_rules_and_grids_that_do_not_suit_are_usage(tmp_path):

@@ -27,7 +27,7 @@ from pydicom.uid import (
 
 def read(folder):
     """(series, plan, voxels) of the one series in a folder."""
-    (study,), _ = group(files_in(folder))
+    (study,) = group(files_in(folder)).studies
     assert study.refusal is None, study.refusal
     (one,) = study.series
     way = plan(one)
@@ -142,7 +142,7 @@ def test_a_class_that_cannot_be_decoded_is_not_mr(folder):
     for path in save(series(Made(grid=Grid(slices=8))), folder).iterdir():
         assert was in path.read_bytes()
         path.write_bytes(path.read_bytes().replace(was, b"\x08\0\x16\0QI"))
-    (study,), _ = group(files_in(folder))
+    (study,) = group(files_in(folder)).studies
     assert not study.series[0].is_mr
 
 
@@ -238,7 +238,9 @@ def test_damaged_files_are_refused_or_read(folder):
         for k, data in enumerate(files):
             (place / f"{k}").write_bytes(data)
         try:
-            studies, _ = group(files_in(place))
+            studies = group(files_in(place)).studies
+            for refusal in (study.refusal for study in studies if study.refusal is not None):
+                raise refusal
             for one in (one for study in studies for one in study.series):
                 way = plan(one)
                 fill(np.empty(way.geometry.shape, np.float32, order="F"), one, way, load(one).datasets)

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from brainseg_runtime.dicom.rules import load_rules
+from brainseg_runtime.dicom.series import pseudonym
 from brainseg_runtime.dicom.study import explain, find_studies
 from brainseg_runtime.errors import CODES, BrainsegError, ScanRefused, UsageRefused
-from dicoms import ENHANCED, Grid, Made, save, series, study, truth
-from hostile.dicom import ARCHIVES, archive_of
+from dicoms import ENHANCED, Grid, Made, save, series, study, truth, uid, write
+from hostile.dicom import ARCHIVES, FILES, archive_of
 from toys import toy_spec
 
 RULES = load_rules()
@@ -310,10 +311,18 @@ def test_a_site_replaces_the_rules(folder, tmp_path):
         load_rules(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize(("members", "code"), ARCHIVES.values(), ids=ARCHIVES.keys())
-def test_a_hostile_archive_is_refused(tmp_path, members, code):
+@pytest.mark.parametrize(("write_file", "code"), FILES.values(), ids=FILES.keys())
+def test_a_hostile_file_is_refused(folder, write_file, code):
+    """By a code, whatever stands before a data set that inflates without end."""
+    folder.mkdir()
+    (folder / "IM00000").write_bytes(write_file())
+    assert the_refusal(folder).code == code
+
+
+@pytest.mark.parametrize(("write_archive", "code"), ARCHIVES.values(), ids=ARCHIVES.keys())
+def test_a_hostile_archive_is_refused(tmp_path, write_archive, code):
     """By what its directory claims, before anything is inflated; nothing is ever unpacked."""
-    path = archive_of(tmp_path / "a.zip", members)
+    path = write_archive(tmp_path / "a.zip")
     with pytest.raises(BrainsegError) as refused:
         found(path)
     assert refused.value.code == code
@@ -327,22 +336,60 @@ def test_a_damaged_archive_is_refused(folder, tmp_path):
     data = bytearray(path.read_bytes())
     data[200] ^= 4
     path.write_bytes(data)
-    with pytest.raises(BrainsegError) as refused:
-        found(path)
-    assert refused.value.code == "E_ZIP"
+    assert the_refusal(path).code == "E_ZIP"
 
 
-def test_links_out_of_the_folder_and_devices_are_refused(folder, tmp_path):
-    """A study's folder speaks of its own files only."""
-    save(study(), folder)
-    (tmp_path / "outside").write_bytes(b"secret")
-    (folder / "link").symlink_to(tmp_path / "outside")
-    with pytest.raises(ScanRefused, match="E_NOT_FILE"):
-        found(folder)
-    (folder / "link").unlink()
-    os.mkfifo(folder / "fifo")
-    with pytest.raises(ScanRefused, match="E_NOT_FILE"):
-        found(folder)
+def undecodable(element):
+    """An identifier of a kind that there is not."""
+
+    def damage(path, outside):
+        data = path.read_bytes()
+        assert element + b"UI" in data
+        path.write_bytes(data.replace(element + b"UI", element + b"QI"))
+
+    return damage
+
+
+def link(path, outside):
+    path.unlink()
+    path.symlink_to(outside)
+
+
+def fifo(path, outside):
+    path.unlink()
+    os.mkfifo(path)
+
+
+BROKEN = {
+    "a series that cannot be decoded": (undecodable(b"\x20\0\x0e\0"), "E_DICOM_DAMAGED"),
+    "a study that cannot be decoded": (undecodable(b"\x20\0\x0d\0"), "E_DICOM_DAMAGED"),
+    "a link out of the folder": (link, "E_NOT_FILE"),
+    "a fifo": (fifo, "E_NOT_FILE"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("apart", [True, False], ids=["a folder each", "one folder"])
+def test_a_file_that_cannot_be_read_refuses_its_own_study_alone(folder, tmp_path, fault, apart):
+    """Its header tells its study, else its folder, else it is refused by itself; the other study is read."""
+    damage, code = BROKEN[fault]
+    (tmp_path / "CANARY-outside").write_bytes(b"secret")
+    for name in ("a", "b"):
+        for n, dataset in enumerate(study(study=name, grid=Grid(rows=24, columns=20))):
+            place = folder / name if apart else folder
+            place.mkdir(parents=True, exist_ok=True)
+            write(dataset, place / f"CANARY-{name}{n:02}")
+    one, other = (pseudonym("study", uid("study", name)) for name in ("a", "b"))
+    victim = next(folder.rglob("CANARY-b07"))
+    damage(victim, tmp_path / "CANARY-outside")
+    result = found(folder)
+    told = apart or fault == "a series that cannot be decoded"
+    refused = other if told else "file-00072"
+    assert {name: refusal.code for name, refusal in result.refused.items()}[refused] == code
+    assert one in {scan.id for scan in result.scans}
+    assert other not in {scan.id for scan in result.scans}
+    assert "CANARY" not in str(result.refused)
+    assert f"CANARY-b07: {refused} is refused for it, {code}" in explain([folder], RULES)
 
 
 def test_the_agent_of_an_enhanced_series_is_coded(folder):

@@ -59,7 +59,7 @@ def real(data_root, tmp_path_factory):
 
 def read_one(folder: Path):
     """(plan, voxels) of the one MR series in a folder."""
-    (found,), _ = group(files_in(folder))
+    (found,) = group(files_in(folder)).studies
     (one,) = found.series
     way = plan(one)
     voxels = np.empty(way.geometry.shape, np.float32, order="F")
