@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -81,7 +82,8 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         ``options`` are what else the results must tell of how they were computed.
         ``max_memory`` in bytes, by default the machine's: a scan that would take more is refused.
         ``gpu_memory`` in bytes is what was free on the GPU that the engine computes on, if it does.
-        ``timeout`` in seconds of a scan's own stages; it is looked at between them and before each pass.
+        ``timeout`` in seconds of a scan's own stages; it is looked at between them and around each pass,
+        where there are several engines or mirror images around each of theirs.
         ``resident`` is the engine and its GPU, for scans to stay on where ``gpu_memory`` has room; the GPU's
         memory is given back with the engine.
         """
@@ -145,11 +147,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             EngineUnavailable: ``E_ENGINE_FAILED``.
         """
         started = time.perf_counter()
-        deadline = None
-        if self.timeout is not None:
-            left = self.timeout - sum(ready.seconds.values())
-            deadline = Deadline(started + left, f"scan {ready.volume.scan}", self.timeout)
-        batch, answer = self._answer(ready, deadline)
+        batch, answer = self._answer(ready, self._deadline(started, ready.volume, ready.seconds))
         seconds = {**ready.seconds, **_since(started, "infer")}
         return Computed(replace(ready, plan=replace(ready.plan, batch=batch)), answer, seconds)
 
@@ -168,16 +166,23 @@ class Segmenter(AbstractContextManager["Segmenter"]):
     def _answered(self, ready: Ready, batch: int, deadline: Deadline | None) -> NDArray[np.float32] | Decided:
         planned = replace(ready.plan, batch=batch)
         if isinstance(ready.prepared, Prepared):
-            engine = self.engine if deadline is None else TimedEngine(self.engine, deadline)
+            engine = self.engine if deadline is None else _timed(self.engine, deadline)
             return predict(ready.prepared.data, engine, self.spec, batch, planned.tiling)
         assert self.resident is not None, "or the scan would have been prepared"
         return self.resident.compute(ready.volume.data, ready.prepared, self.spec, planned, deadline)
 
     def label(self, computed: Computed) -> Segmentation:
-        """The last step: labels on the scan's own grid, beside another scan's second step if need be."""
+        """The last step: labels on the scan's own grid, beside another scan's second step if need be.
+
+        Raises:
+            BudgetExceeded: ``E_TIMEOUT``, at its start or its end.
+        """
         started = time.perf_counter()
         ready, answer = computed.ready, computed.answer
         volume, placement = ready.volume, ready.prepared.placement
+        deadline = self._deadline(started, volume, computed.seconds)
+        if deadline is not None:
+            deadline.require()
         survey = Survey(self.spec, keep_maps=ready.probabilities)
         if isinstance(answer, Decided):
             survey.count(answer.counts)
@@ -211,6 +216,8 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             **self._type(answer, labels),
             "seconds": {**computed.seconds, **_since(started, "restore")},
         }
+        if deadline is not None:
+            deadline.require()
         return replace(segmentation, record={**segmentation.record, **told})
 
     def record(self) -> dict[str, Any]:
@@ -225,6 +232,12 @@ class Segmenter(AbstractContextManager["Segmenter"]):
                 **self.options,
             },
         }
+
+    def _deadline(self, started: float, volume: Volume, seconds: Mapping[str, float]) -> Deadline | None:
+        """Until when a stage that started now may last, by what the stages before it took."""
+        if self.timeout is None:
+            return None
+        return Deadline(started + self.timeout - sum(seconds.values()), f"scan {volume.scan}", self.timeout)
 
     def _type(self, answer: NDArray[np.float32] | Decided, labels: NDArray[np.uint8]) -> dict[str, Any]:
         """The type of the tumour, for models that tell it; none where no voxel of the scan is labelled."""
@@ -319,6 +332,12 @@ def load(
         timeout=timeout,
         resident=resident,
     )
+
+
+def _timed(engine: Engine, deadline: Deadline) -> Engine:
+    """An engine until a moment; of several, or of mirror images, the moment is looked at between them."""
+    timed = partial(TimedEngine, deadline=deadline)
+    return engine.each(timed) if isinstance(engine, MeanEngine) else timed(engine)
 
 
 def _since(started: float, stage: str) -> dict[str, float]:
