@@ -12,7 +12,7 @@ from brainseg_runtime.errors import BundleInvalid, ScanRefused, UsageRefused
 from brainseg_runtime.inputs import find, kind_of
 from brainseg_runtime.memory import MEGABYTE
 from brainseg_runtime.outputs import write
-from brainseg_runtime.segmenter import Segmenter, load
+from brainseg_runtime.segmenter import Ready, Segmenter, load
 
 __all__ = ["Rerun", "verify_run"]
 
@@ -57,8 +57,9 @@ def verify_run(record: Path, inputs: Sequence[Path], model: Sequence[Path]) -> R
                     f"the run was made by {told['model']}, this model is {segmenter.model}.",
                     "Give the bundle that the record names.",
                 )
-            volume = _read(told, scan, inputs, segmenter)
-            made = write(segmenter.segment(volume), place, label_scheme=options["label_scheme"])
+            ready = _ready(told, scan, inputs, segmenter)
+            segmentation = segmenter.label(segmenter.compute(ready))
+            made = write(segmentation, place, label_scheme=options["label_scheme"])
             now = vars(segmenter.engine.identity)
             return Rerun(
                 scan,
@@ -94,7 +95,7 @@ def _opened(
     )
 
 
-def _read(told: dict[str, Any], scan: str, inputs: Sequence[Path], segmenter: Segmenter) -> Any:  # noqa: ANN401
+def _ready(told: dict[str, Any], scan: str, inputs: Sequence[Path], segmenter: Segmenter) -> Ready:
     kind = kind_of(inputs)
     onto = told["reference"] if told["resample"] else None
     found = find(inputs, segmenter.spec, kind, resample_to=onto, register=told["register"])
@@ -107,4 +108,6 @@ def _read(told: dict[str, Any], scan: str, inputs: Sequence[Path], segmenter: Se
         raise ScanRefused(
             "E_CHECKSUM", f"scan {scan}: its files are not those of the record.", "Give the files of the run."
         )
-    return one.read()
+    outline = one.outline()
+    segmenter.require_room(scan, outline)
+    return segmenter.ready(one.read(), outline=outline)

@@ -25,14 +25,14 @@ from brainseg_runtime.fingerprint import fingerprint
 from brainseg_runtime.gpu import find, free_memory
 from brainseg_runtime.kernels.proof import proven
 from brainseg_runtime.labels import drop_specks
-from brainseg_runtime.memory import Plan, halves, plan
-from brainseg_runtime.preprocess import Examined, Placement, Prepared, examine, prepare, restore
+from brainseg_runtime.memory import MEGABYTE, Model, Plan, attached, halves, least, machine_memory, plan
+from brainseg_runtime.preprocess import Examined, Placement, Prepared, examine, place, prepare, restore
 from brainseg_runtime.quality import quality_flags
 from brainseg_runtime.resident import Decided, Resident, comes_back
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import predict
 from brainseg_runtime.tumour_type import tumour_type
-from brainseg_runtime.volume import Segmentation, Volume
+from brainseg_runtime.volume import Outline, Segmentation, Volume
 
 __all__ = ["Computed", "Ready", "Segmenter", "load"]
 
@@ -76,6 +76,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         options: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         resident: Resident | None = None,
+        weights: int = 0,
     ) -> None:
         """``batch`` tiles are computed at a time; results say ``model``, and ``why`` it is this engine.
 
@@ -86,6 +87,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         where there are several engines or mirror images around each of theirs.
         ``resident`` is the engine and its GPU, for scans to stay on where ``gpu_memory`` has room; the GPU's
         memory is given back with the engine.
+        ``weights``: bytes of the graphs that the engine holds.
         """
         self.spec = spec
         self.engine = engine
@@ -97,9 +99,46 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         self.options = dict(options or {})
         self.timeout = timeout
         self.resident = resident
+        several = engine if isinstance(engine, MeanEngine) else None
+        self.answering = Model(
+            engine.identity.engine, several.members if several else 1, several is not None, weights
+        )
 
-    def plan(self, placement: Placement, *, probabilities: bool = False) -> Plan:
+    @property
+    def limit(self) -> int:
+        """Bytes of memory that the process may take."""
+        return machine_memory() if self.max_memory is None else self.max_memory
+
+    def require_room(self, scan: str, outline: Outline, kept: int = 0) -> None:
+        """See that a scan may fit, before any voxel of it is read.
+
+        ``kept`` are bytes that the engine holds from earlier scans.
+
+        Raises:
+            BudgetExceeded: ``E_MEMORY`` where reading it and finding its brain takes more than there is.
+        """
+        needed = self.answering.process + kept + least(outline, self.spec)
+        if needed > self.limit:
+            raise BudgetExceeded(
+                "E_MEMORY",
+                f"scan {scan} of {outline.geometry.shape} voxels takes at least {needed // MEGABYTE} MB, "
+                f"the limit is {self.limit // MEGABYTE} MB.",
+                "Raise --max-memory.",
+            )
+
+    def plan(
+        self,
+        placement: Placement,
+        *,
+        probabilities: bool = False,
+        pictures: bool = False,
+        outline: Outline | None = None,
+        kept: int = 0,
+    ) -> Plan:
         """How a scan would be computed, and the memory that this would take.
+
+        ``pictures``: whether any go with the mask. ``outline`` is what was known of the scan before it was
+        read, where it is read for this plan; ``kept`` as for ``require_room``.
 
         Raises:
             BudgetExceeded: ``E_MEMORY``.
@@ -108,9 +147,12 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             placement.grid,
             placement.scan.shape,
             self.spec,
-            self.engine.identity.engine,
+            self.answering,
+            beside=outline.beside if outline else 0,
+            attachments=attached(pictures, probabilities, self.spec),
+            kept=kept,
             batch=self.batch,
-            limit=self.max_memory,
+            limit=self.limit,
             gpu=self.gpu_memory,
             back=None if self.resident is None else comes_back(self.spec, probabilities),
         )
@@ -125,18 +167,25 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         """
         return self.label(self.compute(self.ready(volume, probabilities=probabilities)))
 
-    def ready(self, volume: Volume, *, probabilities: bool = False) -> Ready:
-        """The first step of ``segment``: it needs no engine, so it may run beside another scan's second."""
+    def ready(
+        self,
+        volume: Volume,
+        *,
+        probabilities: bool = False,
+        pictures: bool = False,
+        outline: Outline | None = None,
+        kept: int = 0,
+    ) -> Ready:
+        """The first step of ``segment``: it needs no engine, so it may run beside another scan's second.
+
+        What is given is as for ``plan``, which comes before anything is prepared.
+        """
         started = time.perf_counter()
-        prepared: Prepared | Examined
-        if self.resident is None:
-            prepared = prepare(volume, self.spec)
-            planned = self.plan(prepared.placement, probabilities=probabilities)
-        else:
-            prepared = examine(volume, self.spec)
-            planned = self.plan(prepared.placement, probabilities=probabilities)
-            if planned.back is None:  # the GPU is short of memory
-                prepared = prepare(volume, self.spec)
+        placed = place(volume, self.spec)
+        planned = self.plan(
+            placed.placement, probabilities=probabilities, pictures=pictures, outline=outline, kept=kept
+        )
+        prepared = (prepare if planned.back is None else examine)(volume, self.spec, placed)
         return Ready(volume, prepared, planned, probabilities, _since(started, "prepare"))
 
     def compute(self, ready: Ready) -> Computed:
@@ -331,6 +380,7 @@ def load(
         options=told,
         timeout=timeout,
         resident=resident,
+        weights=sum(len(bundle.graph(precision)) for bundle in bundles),
     )
 
 

@@ -28,6 +28,11 @@ class MeanEngine:
         self._mirrors = tuple(mirrors)
 
     @property
+    def members(self) -> int:
+        """How many engines are averaged."""
+        return len(self._engines)
+
+    @property
     def identity(self) -> EngineIdentity:
         """That of the first engine; all are of one kind."""
         return self._engines[0].identity
