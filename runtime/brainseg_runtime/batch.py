@@ -17,6 +17,7 @@ from brainseg_runtime.attachments import attachments_of
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
 from brainseg_runtime.fingerprint import MIXED_UP
 from brainseg_runtime.heads import whole_head
+from brainseg_runtime.memory import InHand, most_fetched, told_of_next
 from brainseg_runtime.outputs import (
     DICOM_KINDS,
     Attachment,
@@ -31,7 +32,7 @@ from brainseg_runtime.outputs import (
 )
 from brainseg_runtime.report import write_index
 from brainseg_runtime.segmenter import Computed, Ready, Segmenter
-from brainseg_runtime.volume import Segmentation, Volume
+from brainseg_runtime.volume import Outline, Segmentation, Volume
 
 __all__ = [
     "Done",
@@ -40,6 +41,7 @@ __all__ = [
     "Outcome",
     "Readable",
     "Skipped",
+    "ahead_of",
     "concluded",
     "exit_status",
     "run",
@@ -81,6 +83,9 @@ class Readable(Protocol):
     @property
     def paths(self) -> Collection[Path]:
         """Every file that is read, or the archive that holds it."""
+
+    def outline(self) -> Outline:
+        """What is known of its size before any voxel is read, or raise ``ScanRefused``."""
 
     def read(self) -> Volume:
         """Read it, or raise ``ScanRefused``."""
@@ -180,8 +185,9 @@ def segment_each(
     """Segment scans as they come, one outcome a scan, in their order.
 
     Three scans are in hand: while one is computed, the next is read and prepared and the last is labelled
-    and written. The next is asked for just before one is computed. Results of the same model by other
-    ``engines``, as their records name them, stand too.
+    and written. Where that takes more memory than there is, one is: the next is read when the last is
+    written, and its record says so. The next is asked for just before one is computed.
+    Results of the same model by other ``engines``, as their records name them, stand too.
 
     Raises:
         OutputUnwritable: ``E_OUTPUT``.
@@ -191,21 +197,28 @@ def segment_each(
     others = [engine for engine in engines if engine != told["engine"]]
     accepted = [{**told, "options": options, "engine": engine} for engine in (told["engine"], *others)]
 
-    def fetch(scan: Readable) -> Fetched:
+    hand = InHand(segmenter.answering)
+
+    def fetch(scan: Readable, kept: int) -> Fetched:
         if not overwrite and _stands(scan, folder, accepted, attachments):
             return Skipped(scan.id)
         started = time.perf_counter()
+        outline = scan.outline()
+        segmenter.require_room(scan.id, outline, kept)
         volume = scan.read()
         read = {"read": round(time.perf_counter() - started, 4)}
-        ready = segmenter.ready(volume, probabilities="probabilities" in attachments)
+        ready = segmenter.ready(
+            volume,
+            probabilities="probabilities" in attachments,
+            pictures=bool(set(attachments) - {"probabilities"}),
+            outline=outline,
+            kept=kept,
+        )
         return replace(ready, seconds={**read, **ready.seconds})
 
-    def begin(scan: Readable, fetched: Future[Fetched]) -> Future[Done] | Skipped:
-        answer = fetched.result()
-        if isinstance(answer, Skipped):
-            return answer
-        computed = segmenter.compute(answer)
-        return writer.submit(_finish, segmenter, scan, computed, folder, label_scheme, attachments)
+    def begin(scan: Readable, ready: Ready, told: Mapping[str, Any]) -> Future[Done]:
+        computed = segmenter.compute(ready)
+        return writer.submit(_finish, segmenter, scan, computed, folder, label_scheme, attachments, told)
 
     def settle(scan: Readable, work: Callable[[], T]) -> T | Failed:
         try:
@@ -213,7 +226,7 @@ def segment_each(
         except OutputUnwritable:
             raise
         except BrainsegError as error:
-            return Failed(scan.id, error)
+            return Failed(scan.id, _bare(error))
         except MemoryError:
             return Failed(scan.id, _no_memory(scan))
         # The other scans must go on whatever one of them brings to light.
@@ -223,16 +236,42 @@ def segment_each(
     def outcome(scan: Readable, begun: Future[Done] | Skipped | Failed) -> Outcome:
         return settle(scan, begun.result) if isinstance(begun, Future) else begun
 
+    coming = iter(scans)
     with (
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="write") as writer,
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") as reader,
     ):
         behind: Callable[[], Outcome] | None = None
-        for scan, fetched in _one_ahead(reader, fetch, scans):
-            begun = settle(scan, partial(begin, scan, fetched))
+        ahead: Future[Fetched] | None = None
+        scan = next(coming, None)
+        while scan is not None:
+            fetched = settle(scan, (ahead or reader.submit(fetch, scan, hand.arena)).result)
+            following = next(coming, None)
+            hand.begin(fetched.plan.stages if isinstance(fetched, Ready) else None)
+            needed = hand.together(ahead_of(following, segmenter))
+            if needed > segmenter.limit:
+                # Alone with the memory: what the last scan takes is given back before this one is computed.
+                ahead = None
+                if behind is not None:
+                    yield behind()
+                    behind = None
+            else:
+                ahead = reader.submit(fetch, following, hand.arena) if following is not None else None
+            begun: Future[Done] | Skipped | Failed
+            if isinstance(fetched, Ready):
+                told = told_of_next(needed, segmenter.limit) if following is not None else {}
+                begun = settle(scan, partial(begin, scan, fetched, told))
+            else:
+                begun = fetched
+            del fetched  # it would be held until the next is there
             if behind is not None:
                 yield behind()
             behind = partial(outcome, scan, begun)
+            if following is not None and ahead is None:
+                yield behind()
+                behind = None
+                hand.written()
+            scan = following
         if behind is not None:
             yield behind()
 
@@ -254,10 +293,12 @@ def _finish(
     folder: Path,
     scheme: LabelScheme,
     kinds: Collection[AttachmentKind],
+    told: Mapping[str, Any],
 ) -> Done:
     volume = computed.ready.volume
     segmentation = segmenter.label(computed)
     record = dict(segmentation.record)
+    record.update(told)
     record["peak_memory_mb"] = _peak_memory_mb()
     if not segmentation.labels.any():
         record["warnings"] = [*record.get("warnings", []), "no tumour found"]
@@ -272,16 +313,23 @@ def _finish(
     return Done(volume.scan, write(segmentation, folder, label_scheme=scheme, attachments=attachments))
 
 
-def _one_ahead(
-    reader: ThreadPoolExecutor, fetch: Callable[[Readable], Fetched], scans: Iterable[Readable]
-) -> Iterator[tuple[Readable, Future[Fetched]]]:
-    """Each scan with its reading under way, and the next one's queued behind it."""
-    reading = ((scan, reader.submit(fetch, scan)) for scan in scans)
-    current = next(reading, None)
-    while current is not None:
-        following = next(reading, None)
-        yield current
-        current = following
+def ahead_of(following: Readable | None, segmenter: Segmenter) -> int:
+    """Bytes that the next scan takes at most while it is read and prepared; 0 if its headers are refused."""
+    if following is None:
+        return 0
+    try:
+        return most_fetched(following.outline(), segmenter.spec)
+    except BrainsegError:
+        return 0
+
+
+def _bare(error: BrainsegError) -> BrainsegError:
+    """An error without the frames that it came through: they hold the voxels of the scan that it met."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _stands(

@@ -15,7 +15,7 @@ from brainseg_runtime.batch import Findings, Readable
 from brainseg_runtime.errors import BrainsegError, ScanRefused, UsageRefused
 from brainseg_runtime.files import open_regular
 from brainseg_runtime.outputs import Attachment, AttachmentKind
-from brainseg_runtime.volume import Segmentation, Volume
+from brainseg_runtime.volume import Outline, Segmentation, Volume
 
 __all__ = ["Held", "Listed", "hold", "load_checksums"]
 
@@ -38,6 +38,10 @@ class Listed:
     def paths(self) -> Collection[Path]:
         """The scan's."""
         return self.scan.paths
+
+    def outline(self) -> Outline:
+        """The scan's."""
+        return self.scan.outline()
 
     def read(self) -> Volume:
         """As the scan, between two looks at its files: what was read is what was listed.

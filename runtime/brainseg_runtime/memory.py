@@ -10,18 +10,44 @@ from typing import Any, Literal
 from brainseg_runtime.certainty import levels
 from brainseg_runtime.errors import BudgetExceeded
 from brainseg_runtime.geometry import Shape
+from brainseg_runtime.preprocess import SLAB, largest_grid
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import Tiling
+from brainseg_runtime.volume import Outline
 
-__all__ = ["MEGABYTE", "Back", "Plan", "halves", "machine_memory", "plan"]
+__all__ = [
+    "MEGABYTE",
+    "Back",
+    "InHand",
+    "Model",
+    "Plan",
+    "Stages",
+    "attached",
+    "halves",
+    "least",
+    "machine_memory",
+    "most_fetched",
+    "plan",
+    "tiles_alone",
+    "told_of_next",
+]
 
 MEGABYTE = 1_000_000
 
 Back = Literal["labels", "logits"]
 """What leaves a GPU that a scan stays on."""
 
-PROCESS = 350 * MEGABYTE
-"""Interpreter, libraries, weights twice: as read and as the engine packs them."""
+PROCESS = 300 * MEGABYTE
+"""Interpreter and libraries, an engine's among them. Measured on a CPU: 130 MB with onnxruntime, 190 with
+openvino."""
+WEIGHTS = 3
+"""How often an engine holds its weights: as read, and packed, from FP16 into twice as many bytes."""
+
+PLACED, PREPARED, LABELLED = 4, 18, 16
+"""Bytes a voxel that lie beside a scan while its brain is found, a channel is prepared, and labels are made
+and written. Measured, the last for a tumour; labels like noise take six times as much."""
+DRAWN = 32
+"""What pictures and DICOM objects take beside that. Measured for pictures."""
 
 GPU_SHARE, GPU_OVERHEAD = 0.9, 2.0
 """What of a GPU's free memory is planned with; and what an engine holds there, relative to the activations of
@@ -32,12 +58,50 @@ OVERHEAD = {"openvino": 1.1, "ort": 1.5}
 
 
 @dataclass(frozen=True)
+class Model:
+    """What answers, as far as its memory goes."""
+
+    engine: str
+    members: int = 1
+    """How many engines answer, each with weights and an arena of its own."""
+    averaged: bool = False
+    """Whether answers are averaged, of members or of mirror images."""
+    weights: int = 0
+    """Bytes of all graphs."""
+
+    @property
+    def process(self) -> int:
+        """What is held before there is a scan."""
+        return PROCESS + WEIGHTS * self.weights
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What one scan takes at most in each of its stages, in bytes."""
+
+    fetched: int
+    """While it is read and prepared."""
+    computed: int
+    arena: int
+    """What the engine takes while it computes, and keeps."""
+    written: int
+    """While it is labelled and written."""
+
+    @property
+    def most(self) -> int:
+        """Of a scan by itself; the arena counts throughout, since it is there from the second scan on."""
+        return self.arena + max(self.fetched, self.computed, self.written)
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a scan will be computed, and the memory that this takes at most."""
 
     tiling: Tiling
     batch: int
     bytes: int
+    """Of the process, while no other scan is in hand."""
+    stages: Stages = Stages(0, 0, 0, 0)
     gpu_bytes: int = 0
     """On a GPU, of those that are not the machine's; 0 where none computes."""
     back: Back | None = None
@@ -66,8 +130,11 @@ def plan(
     grid: Shape,
     scan: Shape,
     spec: ModelSpec,
-    engine: str,
+    model: Model,
     *,
+    beside: int = 0,
+    attachments: int = 0,
+    kept: int = 0,
     batch: int = 1,
     limit: int | None = None,
     gpu: int | None = None,
@@ -79,7 +146,9 @@ def plan(
     only a head that is computed whole may be cut, into slabs that give the same logits. ``gpu`` is the free
     memory in bytes of the GPU that computes, if one does; where it is short, fewer tiles go at a time.
     ``back`` is what would come back of a scan that may stay there: it does if the GPU also holds it, and
-    nothing else of the plan depends on that.
+    nothing else of the plan depends on that. ``beside`` are the bytes that lie beside the scan while it is
+    read, ``attachments`` those that what goes with the mask takes a voxel, ``kept`` an arena that the engine
+    has from earlier scans.
 
     Raises:
         BudgetExceeded: ``E_MEMORY`` where nothing fits.
@@ -88,8 +157,21 @@ def plan(
     smallest: Plan | None = None
     for tiling in _tilings(grid, spec):
         for size in halves(batch) if gpu is not None else [batch]:
-            found = _plan(tiling, scan, spec, engine, size, gpu is not None)
-            if found.bytes <= limit and (gpu is None or found.gpu_bytes <= GPU_SHARE * gpu):
+            stages = _stages(tiling, scan, spec, model, size, gpu is not None)
+            stages = replace(
+                stages,
+                fetched=stages.fetched + max(beside, _preparing(prod(scan), tiling.shape, spec)),
+                written=stages.written + attachments * prod(scan),
+            )
+            found = Plan(
+                tiling,
+                size,
+                model.process + stages.most,
+                stages,
+                _on_gpu(tiling, spec, size) if gpu is not None else 0,
+            )
+            over = max(0, kept - stages.arena)
+            if found.bytes + over <= limit and (gpu is None or found.gpu_bytes <= GPU_SHARE * gpu):
                 if gpu is None or back is None:
                     return found
                 stays = found.gpu_bytes + _staying(tiling, scan, spec)
@@ -105,6 +187,64 @@ def plan(
         f"{smallest.tiling.tile}, the limit is {limit // MEGABYTE} MB{on_gpu}.",
         "Raise --max-memory, or give a smaller --batch, or a --tile, which changes results.",
     )
+
+
+def tiles_alone(plan: Plan, spec: ModelSpec) -> Plan:
+    """The same plan where a scan does not stay on the GPU after all: its tiles go there one by one."""
+    return replace(plan, back=None, gpu_bytes=_on_gpu(plan.tiling, spec, plan.batch))
+
+
+def least(outline: Outline, spec: ModelSpec) -> int:
+    """What any scan of such an outline takes at least, in bytes: it is read, and its brain is found."""
+    voxels = prod(outline.geometry.shape)
+    return voxels * 4 * len(spec.modalities) + max(outline.beside, PLACED * voxels)
+
+
+def most_fetched(outline: Outline, spec: ModelSpec) -> int:
+    """What a scan of such an outline takes at most while it is read and prepared, wherever its brain lies."""
+    voxels = prod(outline.geometry.shape)
+    preparing = _preparing(voxels, largest_grid(outline.geometry, spec), spec)
+    return voxels * 4 * len(spec.modalities) + max(outline.beside, preparing)
+
+
+def told_of_next(needed: int, limit: int) -> dict[str, str]:
+    """What a record says of the scan that follows; ``needed`` bytes are held in all if it is read ahead."""
+    if needed <= limit:
+        return {"next_scan": f"read beside, {needed // MEGABYTE} MB in all"}
+    words = f"read after: beside, all would take {needed // MEGABYTE} MB, the limit is {limit // MEGABYTE} MB"
+    return {"next_scan": words}
+
+
+def attached(pictures: bool, maps: bool, spec: ModelSpec) -> int:
+    """Bytes a voxel that attachments take beside the mask, all of them at once."""
+    return DRAWN * pictures + 4 * len(spec.regions) * maps
+
+
+class InHand:
+    """The scans of a run that are in memory at once: one read ahead, one computed, one written."""
+
+    def __init__(self, model: Model) -> None:
+        """Nothing, so far, but the model."""
+        self._process = model.process
+        self._current: Stages | None = None
+        self._last: Stages | None = None
+        self.arena = 0
+        """The largest that the engine took so far."""
+
+    def begin(self, stages: Stages | None) -> None:
+        """The next scan; None for one that is not computed, and takes nothing."""
+        self._last, self._current = self._current, stages
+        self.arena = max(self.arena, stages.arena if stages else 0)
+
+    def written(self) -> None:
+        """The scan that was begun is written: nothing is in hand."""
+        self._current = None
+
+    def together(self, ahead: int) -> int:
+        """Bytes of the process while one is computed, the last written, the next read: it takes ``ahead``."""
+        computed, written = (self._current.computed, self._current.written) if self._current else (0, 0)
+        last = self._last.written if self._last else 0
+        return self._process + self.arena + ahead + max(computed + last, written)
 
 
 def halves(batch: int) -> Iterator[int]:
@@ -131,17 +271,36 @@ def _tilings(grid: Shape, spec: ModelSpec) -> list[Tiling]:
     return tilings
 
 
-def _plan(tiling: Tiling, scan: Shape, spec: ModelSpec, engine: str, batch: int, on_gpu: bool) -> Plan:
-    """What is alive at once: three scans (read, computed, written), two with logits, and a pass."""
-    voxels = scan[0] * scan[1] * scan[2]
-    grid = tiling.shape[0] * tiling.shape[1] * tiling.shape[2]
+def _stages(tiling: Tiling, scan: Shape, spec: ModelSpec, model: Model, batch: int, on_gpu: bool) -> Stages:
+    """A scan's stages but for what reading and attachments take."""
+    voxels, grid = prod(scan), prod(tiling.shape)
     inputs, outputs = 4 * len(spec.modalities), 4 * spec.output_channels
-    computed = min(batch, len(tiling)) * tiling.voxels
-    activations = 0.0 if on_gpu else OVERHEAD.get(engine, 1.5) * spec.working_bytes
-    held = PROCESS + 2 * voxels * inputs + grid * (inputs + outputs)
-    machine = held + computed * (inputs + outputs + activations)
-    gpu = computed * (inputs + outputs + GPU_OVERHEAD * spec.working_bytes) if on_gpu else 0
-    return Plan(tiling, batch, int(machine), int(gpu))
+    tiles = min(batch, len(tiling)) * tiling.voxels
+    activations = 0.0 if on_gpu else OVERHEAD.get(model.engine, 1.5) * spec.working_bytes
+    logits = grid * outputs
+    # Tiles with a margin are copies; answers are weighted and added up beside the whole, or averaged.
+    passing = tiles * (inputs + outputs * (1 if len(tiling) == 1 else 3))
+    averaging = tiles * (inputs + 2 * outputs) if model.averaged else 0
+    plane = max(voxels // min(scan), grid // min(tiling.shape))
+    slab = 5 * outputs * min(SLAB * plane, max(voxels, grid))
+    return Stages(
+        fetched=voxels * inputs,
+        computed=voxels * inputs + grid * inputs + logits + passing + averaging,
+        arena=int(tiles * activations * model.members),
+        written=voxels * (inputs + LABELLED) + grid * inputs + logits + slab,
+    )
+
+
+def _preparing(voxels: int, grid: Shape, spec: ModelSpec) -> int:
+    """What lies beside a scan while it is prepared, the outcome included."""
+    return PREPARED * max(voxels, prod(grid)) + 4 * len(spec.modalities) * prod(grid)
+
+
+def _on_gpu(tiling: Tiling, spec: ModelSpec, batch: int) -> int:
+    """What a pass takes on a GPU."""
+    tiles = min(batch, len(tiling)) * tiling.voxels
+    values = 4 * (len(spec.modalities) + spec.output_channels)
+    return int(tiles * (values + GPU_OVERHEAD * spec.working_bytes))
 
 
 def _staying(tiling: Tiling, scan: Shape, spec: ModelSpec) -> int:

@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from isal import isal_zlib
@@ -20,6 +20,7 @@ from brainseg_runtime.geometry import Affine, Geometry, HeaderGeometry
 __all__ = [
     "Image",
     "StoredImage",
+    "measure_image",
     "open_image",
     "read_image",
     "read_labels",
@@ -175,22 +176,23 @@ def open_image(
         ScanRefused: with the code of the first check that the file does not pass.
     """
     with open_regular(path, root) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            raise _refuse("E_EMPTY", path.name, "has no bytes", _COPY_AGAIN)
-        if size > MAX_FILE_BYTES:
-            raise _refuse("E_TOO_BIG", path.name, f"has {size} bytes", "Give the MRI of one head.")
-        content = Content(file, path.name)
-        header = _read_header(content)
-        shape = _check_shape(header, path.name, frames, thin)
-        dtype = _check_dtype(header, path.name)
-        scaling = _check_scaling(header, path.name)
-        geometry = _check_placement(header, (shape[0], shape[1], shape[2]), path.name)
-        gap = _check_offset(header, path.name) - header.sizeof_hdr
-        _check_size(content, size, header.sizeof_hdr + gap, math.prod(shape) * dtype.itemsize)
-        content.read_into(memoryview(bytearray(gap)))  # extensions, which say nothing of the voxels
-        voxels = _read_voxels(content, shape, dtype)
-    return StoredImage(voxels, scaling, geometry, content.sha256, path.name)
+        content, header = _checked(file, path.name, frames, thin)
+        content.read_into(memoryview(bytearray(header.gap)))  # extensions, which say nothing of the voxels
+        voxels = _read_voxels(content, header.shape, header.dtype)
+    return StoredImage(voxels, header.scaling, header.geometry, content.sha256, path.name)
+
+
+def measure_image(
+    path: Path, root: Path | None = None, *, frames: bool = False, thin: bool = False
+) -> tuple[Geometry, int]:
+    """The grid of an image, and how many bytes ``open_image`` takes for its voxels; none is read.
+
+    Raises:
+        ScanRefused: for a header as ``open_image``.
+    """
+    with open_regular(path, root) as file:
+        _, header = _checked(file, path.name, frames, thin)
+    return header.geometry, header.bytes
 
 
 def write_labels(path: Path, labels: NDArray[np.uint8], geometry: Geometry) -> str:
@@ -216,6 +218,42 @@ def write_image(path: Path, data: NDArray[np.float32] | NDArray[np.int16], geome
     if data.dtype not in (np.float32, np.int16):
         raise ValueError(f"an image is float32 or int16. Received: {data.dtype}")
     _write(path, data, geometry)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What a header says, after every check."""
+
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype[Any]
+    scaling: tuple[float, float] | None
+    geometry: Geometry
+    gap: int
+    """Bytes between header and voxels."""
+
+    @property
+    def bytes(self) -> int:
+        """Of all voxels as stored."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _checked(file: BinaryIO, name: str, frames: bool, thin: bool) -> tuple[Content, _Checked]:
+    """A file's content behind its header, and what that says."""
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:
+        raise _refuse("E_EMPTY", name, "has no bytes", _COPY_AGAIN)
+    if size > MAX_FILE_BYTES:
+        raise _refuse("E_TOO_BIG", name, f"has {size} bytes", "Give the MRI of one head.")
+    content = Content(file, name)
+    header = _read_header(content)
+    shape = _check_shape(header, name, frames, thin)
+    dtype = _check_dtype(header, name)
+    scaling = _check_scaling(header, name)
+    geometry = _check_placement(header, (shape[0], shape[1], shape[2]), name)
+    gap = _check_offset(header, name) - header.sizeof_hdr
+    checked = _Checked(shape, dtype, scaling, geometry, gap)
+    _check_size(content, size, header.sizeof_hdr + gap, checked.bytes)
+    return content, checked
 
 
 def _read_header(content: Content) -> Nifti1Header:

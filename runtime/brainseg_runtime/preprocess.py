@@ -16,12 +16,16 @@ from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.volume import Volume
 
 __all__ = [
+    "SLAB",
     "Examined",
+    "Placed",
     "Placement",
     "Prepared",
     "Statistics",
     "examine",
     "interpolate",
+    "largest_grid",
+    "place",
     "prepare",
     "prepare_labels",
     "restore",
@@ -90,13 +94,25 @@ class Prepared:
     placement: Placement
 
 
-def examine(volume: Volume, spec: ModelSpec) -> Examined:
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Where the brain lies in a scan."""
+
+    placement: Placement
+    brain: NDArray[np.bool_]
+    """(i, j, k): the voxels of the brain's box that are brain."""
+    backgrounds: tuple[np.float32 | None, ...]
+    """Of every channel; None where it has none."""
+
+
+def examine(volume: Volume, spec: ModelSpec, placed: Placed | None = None) -> Examined:
     """Where the brain lies in a scan (I, J, K, C), and what its intensities are.
 
     Raises:
         ScanRefused: as ``prepare``.
     """
-    placement, brain, backgrounds = _found(volume, spec)
+    placed = placed or place(volume, spec)
+    placement, brain, backgrounds = placed.placement, placed.brain, placed.backgrounds
     count = len(backgrounds)
     mean, scale = np.zeros(count, dtype=np.float32), np.ones(count, dtype=np.float32)
     if spec.normalisation == "zscore":
@@ -107,7 +123,42 @@ def examine(volume: Volume, spec: ModelSpec) -> Examined:
     return Examined(placement, Statistics(background, constant, mean, scale))
 
 
-def prepare(volume: Volume, spec: ModelSpec) -> Prepared:
+def place(volume: Volume, spec: ModelSpec) -> Placed:
+    """Find the brain in a scan: all that a plan needs, and the first of what ``prepare`` does.
+
+    Raises:
+        ScanRefused: as ``prepare``.
+    """
+    if volume.data.shape[3] != len(spec.modalities):
+        raise ScanRefused(
+            "E_CHANNELS",
+            f"scan {volume.scan} has {volume.data.shape[3]} modalities, the model takes "
+            f"{[modality.name for modality in spec.modalities]}.",
+            "Give one file per modality, in that order.",
+        )
+    reorientation = to_canonical(volume.geometry)
+    backgrounds = [_background(reorientation.apply(volume.data[..., c])) for c in range(volume.data.shape[3])]
+    # Compared in the file's own order of axes, which is four times faster than across it.
+    stored = np.zeros_like(volume.data[..., 0], dtype=bool)
+    for c, background in enumerate(backgrounds):
+        if background is None:
+            stored[:] = True
+        else:
+            stored |= volume.data[..., c] != background
+    foreground = reorientation.apply(stored)
+    start, stop = _bounding_box(foreground, volume.scan)
+    spacing = reorientation.geometry(volume.geometry).spacing
+    placement = Placement(volume.geometry, reorientation, start, stop, _grid(start, stop, spacing, spec))
+    return Placed(placement, np.ascontiguousarray(foreground[placement.box]), tuple(backgrounds))
+
+
+def largest_grid(geometry: Geometry, spec: ModelSpec) -> Shape:
+    """The network's grid over all of a scan: no brain in it has a larger one."""
+    reoriented = to_canonical(geometry).geometry(geometry)
+    return _grid((0, 0, 0), reoriented.shape, reoriented.spacing, spec)
+
+
+def prepare(volume: Volume, spec: ModelSpec, placed: Placed | None = None) -> Prepared:
     """Bring a scan onto the network's grid.
 
     Shapes: (I, J, K, C) -> (i, j, k, C). Axes are reordered exactly; the box of the brain is cut out;
@@ -118,7 +169,8 @@ def prepare(volume: Volume, spec: ModelSpec) -> Prepared:
         ScanRefused: ``E_CHANNELS`` for another number of modalities than the spec's, ``E_NO_BRAIN``
             where nothing differs from the background.
     """
-    placement, brain, backgrounds = _found(volume, spec)
+    placed = placed or place(volume, spec)
+    placement, brain, backgrounds = placed.placement, placed.brain, placed.backgrounds
     # Channels first in memory, channels last in view: what an NCDHW graph wants without a copy.
     data = np.empty((len(backgrounds), *placement.grid), dtype=np.float32)
     for c in range(len(backgrounds)):
@@ -163,31 +215,6 @@ def restore(
 
 SLAB = 32
 """Slices that are interpolated and decided at a time: bounds the memory of ``restore``."""
-
-
-def _found(volume: Volume, spec: ModelSpec) -> tuple[Placement, NDArray[np.bool_], list[np.float32 | None]]:
-    """Where the brain's box lies, which of its voxels are brain (i, j, k), and every channel's background."""
-    if volume.data.shape[3] != len(spec.modalities):
-        raise ScanRefused(
-            "E_CHANNELS",
-            f"scan {volume.scan} has {volume.data.shape[3]} modalities, the model takes "
-            f"{[modality.name for modality in spec.modalities]}.",
-            "Give one file per modality, in that order.",
-        )
-    reorientation = to_canonical(volume.geometry)
-    backgrounds = [_background(reorientation.apply(volume.data[..., c])) for c in range(volume.data.shape[3])]
-    # Compared in the file's own order of axes, which is four times faster than across it.
-    stored = np.zeros_like(volume.data[..., 0], dtype=bool)
-    for c, background in enumerate(backgrounds):
-        if background is None:
-            stored[:] = True
-        else:
-            stored |= volume.data[..., c] != background
-    foreground = reorientation.apply(stored)
-    start, stop = _bounding_box(foreground, volume.scan)
-    spacing = reorientation.geometry(volume.geometry).spacing
-    placement = Placement(volume.geometry, reorientation, start, stop, _grid(start, stop, spacing, spec))
-    return placement, np.ascontiguousarray(foreground[placement.box]), backgrounds
 
 
 def _boxed(volume: Volume, placement: Placement, channel: int) -> Array:
@@ -269,8 +296,11 @@ def _resample_axis(values: Array, size: int, axis: int, part: slice = slice(None
     if old == size:
         return values[(slice(None),) * axis + (part,)]
     below, above, weight = samples(old, size)
-    lower: Array = np.take(values, below[part], axis=axis)
-    step: Array = np.take(values, above[part], axis=axis) - lower
+    first = int(below[part][0])
+    # No more than is needed, since ``take`` copies all that it is given where that is a view.
+    values = values[(slice(None),) * axis + (slice(first, int(above[part][-1]) + 1),)]
+    lower: Array = np.take(values, below[part] - first, axis=axis)
+    step: Array = np.take(values, above[part] - first, axis=axis) - lower
     step *= weight[part].reshape((-1,) + (1,) * (values.ndim - axis - 1))
     step += lower
     return step

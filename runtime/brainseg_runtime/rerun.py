@@ -15,8 +15,7 @@ from brainseg_runtime.files import open_regular
 from brainseg_runtime.inputs import find, kind_of
 from brainseg_runtime.memory import MEGABYTE
 from brainseg_runtime.outputs import LabelScheme, write
-from brainseg_runtime.segmenter import Segmenter, load
-from brainseg_runtime.volume import Volume
+from brainseg_runtime.segmenter import Ready, Segmenter, load
 
 __all__ = ["Rerun", "verify_run"]
 
@@ -135,8 +134,9 @@ def verify_run(
                 f"the run was made by {told.model}, this model is {segmenter.model}.",
                 "Give the bundle that the record names.",
             )
-        volume = _read(told, inputs, segmenter)
-        made = write(segmenter.segment(volume), place, label_scheme=told.label_scheme)
+        ready = _ready(told, inputs, segmenter)
+        segmentation = segmenter.label(segmenter.compute(ready))
+        made = write(segmentation, place, label_scheme=told.label_scheme)
         now = vars(segmenter.engine.identity)
         return Rerun(
             told.scan,
@@ -166,7 +166,7 @@ def _digest(mask: Path) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-def _read(told: _Told, inputs: Sequence[Path], segmenter: Segmenter) -> Volume:
+def _ready(told: _Told, inputs: Sequence[Path], segmenter: Segmenter) -> Ready:
     found = find(inputs, segmenter.spec, kind_of(inputs), **told.finding)
     if told.scan in found.refused:
         raise found.refused[told.scan]
@@ -179,4 +179,6 @@ def _read(told: _Told, inputs: Sequence[Path], segmenter: Segmenter) -> Volume:
             f"scan {told.scan}: its files are not those of the record.",
             "Give the files of the run.",
         )
-    return one.read()
+    outline = one.outline()
+    segmenter.require_room(told.scan, outline)
+    return segmenter.ready(one.read(), outline=outline)

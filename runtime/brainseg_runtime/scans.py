@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from brainseg_runtime.files import open_regular
 from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.layouts import IMAGE, Claim, Group, groups_of
 from brainseg_runtime.names import ALIASES, Names
-from brainseg_runtime.nifti import StoredImage, open_image
+from brainseg_runtime.nifti import StoredImage, measure_image, open_image
 from brainseg_runtime.outputs import Attachment, AttachmentKind
 from brainseg_runtime.resample import GRID_MM, Moved, bring, record_of
 from brainseg_runtime.spec import ModelSpec
-from brainseg_runtime.volume import Segmentation, Source, Volume
+from brainseg_runtime.volume import Outline, Segmentation, Source, Volume
 
 __all__ = ["ALIASES", "Found", "Match", "Scan", "ScanFile", "explain", "find_scans", "onto", "read"]
 
@@ -63,6 +64,25 @@ class Scan:
     def paths(self) -> tuple[Path, ...]:
         """The files that are read."""
         return tuple(file.path for file in self.files)
+
+    def outline(self) -> Outline:
+        """Its size, from the headers of its files.
+
+        Raises:
+            ScanRefused: for a header as ``read``.
+        """
+        files = {file.path: file for file in self.files}
+        measured = {
+            path: measure_image(path, self.root, frames=file.index is not None, thin=self.thin)
+            for path, file in files.items()
+        }
+        grid, _ = measured[next(file.path for file in self.files if file.modality == self.reference)]
+        beside = sum(stored for _, stored in measured.values())
+        if self.resample:
+            # Two are decoded at a time, each on its own grid; a registration copies both of its images.
+            copies = 4 if self.register else 2
+            beside += copies * 4 * max(prod(own.shape) for own, _ in measured.values())
+        return Outline(grid, beside)
 
     def read(self) -> Volume:
         """As the function of that name."""

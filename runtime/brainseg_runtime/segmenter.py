@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,14 +25,24 @@ from brainseg_runtime.fingerprint import fingerprint
 from brainseg_runtime.gpu import find, free_memory
 from brainseg_runtime.kernels.proof import proven
 from brainseg_runtime.labels import drop_specks
-from brainseg_runtime.memory import Back, Plan, halves, plan
-from brainseg_runtime.preprocess import Examined, Placement, Prepared, examine, prepare, restore
+from brainseg_runtime.memory import (
+    MEGABYTE,
+    Model,
+    Plan,
+    attached,
+    halves,
+    least,
+    machine_memory,
+    plan,
+    tiles_alone,
+)
+from brainseg_runtime.preprocess import Examined, Placement, Prepared, examine, place, prepare, restore
 from brainseg_runtime.quality import quality_flags
 from brainseg_runtime.resident import Decided, Resident, comes_back
 from brainseg_runtime.spec import ModelSpec
 from brainseg_runtime.tiles import predict
 from brainseg_runtime.tumour_type import tumour_type
-from brainseg_runtime.volume import Segmentation, Volume
+from brainseg_runtime.volume import Outline, Segmentation, Volume
 
 __all__ = ["Computed", "Ready", "Segmenter", "load"]
 
@@ -75,15 +86,18 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         options: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         resident: Resident | None = None,
+        weights: int = 0,
     ) -> None:
         """``batch`` tiles are computed at a time; results say ``model``, and ``why`` it is this engine.
 
         ``options`` are what else the results must tell of how they were computed.
         ``max_memory`` in bytes, by default the machine's: a scan that would take more is refused.
         ``gpu_memory`` in bytes is what was free on the GPU that the engine computes on, if it does.
-        ``timeout`` in seconds of a scan's own stages; it is looked at between them and before each pass.
+        ``timeout`` in seconds of a scan's own stages; it is looked at between them and around each pass,
+        where there are several engines or mirror images around each of theirs.
         ``resident`` is the engine and its GPU, for scans to stay on where ``gpu_memory`` has room; the GPU's
         memory is given back with the engine.
+        ``weights``: bytes of the graphs that the engine holds.
         """
         self.spec = spec
         self.engine = engine
@@ -95,25 +109,62 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         self.options = dict(options or {})
         self.timeout = timeout
         self.resident = resident
+        several = engine if isinstance(engine, MeanEngine) else None
+        self.answering = Model(
+            engine.identity.engine, several.members if several else 1, several is not None, weights
+        )
 
-    def plan(self, placement: Placement, *, probabilities: bool = False) -> Plan:
+    @property
+    def limit(self) -> int:
+        """Bytes of memory that the process may take."""
+        return machine_memory() if self.max_memory is None else self.max_memory
+
+    def require_room(self, scan: str, outline: Outline, kept: int = 0) -> None:
+        """See that a scan may fit, before any voxel of it is read.
+
+        ``kept`` are bytes that the engine holds from earlier scans.
+
+        Raises:
+            BudgetExceeded: ``E_MEMORY`` where reading it and finding its brain takes more than there is.
+        """
+        needed = self.answering.process + kept + least(outline, self.spec)
+        if needed > self.limit:
+            raise BudgetExceeded(
+                "E_MEMORY",
+                f"scan {scan} of {outline.geometry.shape} voxels takes at least {needed // MEGABYTE} MB, "
+                f"the limit is {self.limit // MEGABYTE} MB.",
+                "Raise --max-memory.",
+            )
+
+    def plan(
+        self,
+        placement: Placement,
+        *,
+        probabilities: bool = False,
+        pictures: bool = False,
+        outline: Outline | None = None,
+        kept: int = 0,
+    ) -> Plan:
         """How a scan would be computed, and the memory that this would take.
+
+        ``pictures``: whether any go with the mask. ``outline`` is what was known of the scan before it was
+        read, where it is read for this plan; ``kept`` as for ``require_room``.
 
         Raises:
             BudgetExceeded: ``E_MEMORY``.
         """
-        return self._plan(placement, None if self.resident is None else comes_back(self.spec, probabilities))
-
-    def _plan(self, placement: Placement, back: Back | None) -> Plan:
         return plan(
             placement.grid,
             placement.scan.shape,
             self.spec,
-            self.engine.identity.engine,
+            self.answering,
+            beside=outline.beside if outline else 0,
+            attachments=attached(pictures, probabilities, self.spec),
+            kept=kept,
             batch=self.batch,
-            limit=self.max_memory,
+            limit=self.limit,
             gpu=self.gpu_memory,
-            back=back,
+            back=None if self.resident is None else comes_back(self.spec, probabilities),
         )
 
     def segment(self, volume: Volume, *, probabilities: bool = False) -> Segmentation:
@@ -126,18 +177,25 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         """
         return self.label(self.compute(self.ready(volume, probabilities=probabilities)))
 
-    def ready(self, volume: Volume, *, probabilities: bool = False) -> Ready:
-        """The first step of ``segment``: it needs no engine, so it may run beside another scan's second."""
+    def ready(
+        self,
+        volume: Volume,
+        *,
+        probabilities: bool = False,
+        pictures: bool = False,
+        outline: Outline | None = None,
+        kept: int = 0,
+    ) -> Ready:
+        """The first step of ``segment``: it needs no engine, so it may run beside another scan's second.
+
+        What is given is as for ``plan``, which comes before anything is prepared.
+        """
         started = time.perf_counter()
-        prepared: Prepared | Examined
-        if self.resident is None:
-            prepared = prepare(volume, self.spec)
-            planned = self.plan(prepared.placement, probabilities=probabilities)
-        else:
-            prepared = examine(volume, self.spec)
-            planned = self.plan(prepared.placement, probabilities=probabilities)
-            if planned.back is None:  # the GPU is short of memory
-                prepared = prepare(volume, self.spec)
+        placed = place(volume, self.spec)
+        planned = self.plan(
+            placed.placement, probabilities=probabilities, pictures=pictures, outline=outline, kept=kept
+        )
+        prepared = (prepare if planned.back is None else examine)(volume, self.spec, placed)
         return Ready(volume, prepared, planned, probabilities, _since(started, "prepare"))
 
     def compute(self, ready: Ready) -> Computed:
@@ -148,11 +206,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             EngineUnavailable: ``E_ENGINE_FAILED``.
         """
         started = time.perf_counter()
-        deadline = None
-        if self.timeout is not None:
-            left = self.timeout - sum(ready.seconds.values())
-            deadline = Deadline(started + left, f"scan {ready.volume.scan}", self.timeout)
-        way, answer = self._answer(ready, deadline)
+        way, answer = self._answer(ready, self._deadline(started, ready.volume, ready.seconds))
         return Computed(way, answer, {**ready.seconds, **_since(started, "infer")})
 
     def _answer(self, ready: Ready, deadline: Deadline | None) -> tuple[Ready, NDArray[np.float32] | Decided]:
@@ -176,7 +230,7 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             # Once more as it is, since the card, emptied by now, may have held what scans before it took.
             yield ready
             yield from _halved(ready)
-            planned = self._plan(ready.prepared.placement, None)
+            planned = tiles_alone(ready.plan, self.spec)
             ready = replace(ready, prepared=prepare(ready.volume, self.spec), plan=planned)
         if self.resident is not None:  # whose memory the engine now needs for itself
             self.resident.card.give_back()
@@ -185,16 +239,23 @@ class Segmenter(AbstractContextManager["Segmenter"]):
     def _answered(self, ready: Ready, deadline: Deadline | None) -> NDArray[np.float32] | Decided:
         planned = ready.plan
         if isinstance(ready.prepared, Prepared):
-            engine = self.engine if deadline is None else TimedEngine(self.engine, deadline)
+            engine = self.engine if deadline is None else _timed(self.engine, deadline)
             return predict(ready.prepared.data, engine, self.spec, planned.batch, planned.tiling)
         assert self.resident is not None, "or the scan would have been prepared"
         return self.resident.compute(ready.volume.data, ready.prepared, self.spec, planned, deadline)
 
     def label(self, computed: Computed) -> Segmentation:
-        """The last step: labels on the scan's own grid, beside another scan's second step if need be."""
+        """The last step: labels on the scan's own grid, beside another scan's second step if need be.
+
+        Raises:
+            BudgetExceeded: ``E_TIMEOUT``, at its start or its end.
+        """
         started = time.perf_counter()
         ready, answer = computed.ready, computed.answer
         volume, placement = ready.volume, ready.prepared.placement
+        deadline = self._deadline(started, volume, computed.seconds)
+        if deadline is not None:
+            deadline.require()
         survey = Survey(self.spec, keep_maps=ready.probabilities)
         if isinstance(answer, Decided):
             survey.count(answer.counts)
@@ -228,6 +289,8 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             **self._type(answer, labels),
             "seconds": {**computed.seconds, **_since(started, "restore")},
         }
+        if deadline is not None:
+            deadline.require()
         return replace(segmentation, record={**segmentation.record, **told})
 
     def record(self) -> dict[str, Any]:
@@ -242,6 +305,12 @@ class Segmenter(AbstractContextManager["Segmenter"]):
                 **self.options,
             },
         }
+
+    def _deadline(self, started: float, volume: Volume, seconds: Mapping[str, float]) -> Deadline | None:
+        """Until when a stage that started now may last, by what the stages before it took."""
+        if self.timeout is None:
+            return None
+        return Deadline(started + self.timeout - sum(seconds.values()), f"scan {volume.scan}", self.timeout)
 
     def _type(self, answer: NDArray[np.float32] | Decided, labels: NDArray[np.uint8]) -> dict[str, Any]:
         """The type of the tumour, for models that tell it; none where no voxel of the scan is labelled."""
@@ -340,6 +409,7 @@ def load(
         options=told,
         timeout=timeout,
         resident=resident,
+        weights=sum(len(bundle.graph(choice.precision)) for bundle in bundles),
     )
 
 
@@ -347,6 +417,12 @@ def _halved(ready: Ready) -> Iterator[Ready]:
     """A scan with its batch, with half of it, and so on to one tile."""
     for batch in halves(ready.plan.batch):
         yield replace(ready, plan=replace(ready.plan, batch=batch))
+
+
+def _timed(engine: Engine, deadline: Deadline) -> Engine:
+    """An engine until a moment; of several, or of mirror images, the moment is looked at between them."""
+    timed = partial(TimedEngine, deadline=deadline)
+    return engine.each(timed) if isinstance(engine, MeanEngine) else timed(engine)
 
 
 def _since(started: float, stage: str) -> dict[str, float]:

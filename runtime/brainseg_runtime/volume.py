@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from brainseg_runtime.geometry import Geometry
 
-__all__ = ["Segmentation", "Source", "Volume"]
+__all__ = ["Outline", "Segmentation", "Source", "Volume"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,16 @@ class Source:
     """The file's name, without its folder."""
     sha256: str
     """Of the bytes on disk."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a scan's size before any of its voxels is read."""
+
+    geometry: Geometry
+    """The reference modality's grid."""
+    beside: int
+    """Bytes that lie beside the volume while it is read: the voxels as stored, and copies on their way."""
 
 
 @dataclass(frozen=True, eq=False)

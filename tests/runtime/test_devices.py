@@ -23,7 +23,7 @@ from brainseg_runtime.scans import find_scans
 from brainseg_runtime.segmenter import Segmenter, load
 from toys import toy_bundle, toy_engine, toy_spec, toy_volume, write_scan
 
-TOLD_OF_THE_RUN = ("seconds", "peak_memory_mb", "attachments")
+TOLD_OF_THE_RUN = ("seconds", "peak_memory_mb", "next_scan", "attachments")
 """What the records of two runs differ in: the last is the hash of a page, which tells the seconds."""
 
 

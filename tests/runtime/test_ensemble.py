@@ -1,13 +1,14 @@
 """Several answers averaged: mirror images of a tile, several models, and what makes no ensemble."""
 
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from brainseg_runtime.engines.mean import MeanEngine, mirrors_of
 from brainseg_runtime.ensemble import joint_spec
-from brainseg_runtime.errors import UsageRefused
+from brainseg_runtime.errors import BudgetExceeded, UsageRefused
 from brainseg_runtime.segmenter import Segmenter, load
 from brainseg_runtime.spec import Region
 from brainseg_runtime.volume import Volume
@@ -128,3 +129,23 @@ def test_the_command_line_takes_several_models_and_mirrors(tmp_path, monkeypatch
     record = json.loads((tmp_path / "out" / "p0_seg.json").read_bytes())
     assert record["options"]["tta"]
     assert [member["name"] for member in record["options"]["ensemble"]] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("engines", "mirrors"), [(1, mirrors_of(SPEC)), (4, ((),)), (2, ((), (1,)))])
+def test_time_is_looked_at_between_mirror_images_and_between_models(engines, mirrors):
+    """What has begun ends; the next image, or the next model's, is not begun."""
+    spec = toy_spec(tile=(32, 32, 32))
+    begun = []
+
+    def slow(tiles):
+        begun.append(1)
+        time.sleep(0.3)
+        return tiles[..., :3]
+
+    mean = MeanEngine([toy_engine(spec, slow) for _ in range(engines)], mirrors)
+    with (
+        Segmenter(spec, mean, timeout=0.4) as segmenter,
+        pytest.raises(BudgetExceeded, match="E_TIMEOUT"),
+    ):
+        segmenter.compute(replace(segmenter.ready(toy_volume()), seconds={}))
+    assert 0 < len(begun) <= 2 < engines * len(mirrors)

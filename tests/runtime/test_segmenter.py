@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from brainseg_runtime.errors import BudgetExceeded
 from brainseg_runtime.overlap import dice
 from brainseg_runtime.segmenter import Segmenter, load
 from brainseg_runtime.volume import Segmentation, Volume
@@ -95,3 +96,13 @@ def test_a_volume_knows_its_shape():
         Volume(np.zeros((*geometry.shape, 1)), geometry)
     with pytest.raises(ValueError, match="labels are uint8"):
         Segmentation(np.zeros(geometry.shape, np.int16), geometry, {})
+
+
+def test_time_is_looked_at_before_labelling_too():
+    """Nothing is restored, and so nothing written, of a scan whose time is up when it was computed."""
+    spec = toy_spec()
+    with Segmenter(spec, toy_engine(spec), timeout=60) as segmenter:
+        computed = segmenter.compute(segmenter.ready(toy_volume()))
+        segmenter.label(computed)
+        with pytest.raises(BudgetExceeded, match="E_TIMEOUT"):
+            segmenter.label(replace(computed, seconds={**computed.seconds, "infer": 61.0}))

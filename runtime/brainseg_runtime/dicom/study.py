@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,14 @@ from brainseg_runtime.geometry import Geometry
 from brainseg_runtime.outputs import Attachment, AttachmentKind
 from brainseg_runtime.resample import GRID_MM, bring, record_of
 from brainseg_runtime.spec import ModelSpec
-from brainseg_runtime.volume import Segmentation, Source, Volume
+from brainseg_runtime.volume import Outline, Segmentation, Source, Volume
 
 __all__ = ["Chosen", "DicomScan", "FoundStudies", "Judged", "explain", "find_studies", "judge"]
+
+
+READING = 16
+"""Bytes a voxel of the largest series that lie beside the volume while it is read: files as they are, parsed,
+and plain pixels, of one series and of the one before. From the peak that docs/dicom.md tells."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +93,11 @@ class DicomScan:
         """SEG and report, as far as they are asked for."""
         headers = tuple(instance.header for instance in self.grid.series.instances)
         return attachments_of(self.id, headers, kinds, segmentation)
+
+    def outline(self) -> Outline:
+        """Its size, from the headers that chose its series."""
+        largest = max(prod(one.plan.geometry.shape) for one in self.chosen)
+        return Outline(self.grid.plan.geometry, READING * largest)
 
     def read(self) -> Volume:
         """Read every modality, (I, J, K, C) in Fortran order, on the reference series' grid.

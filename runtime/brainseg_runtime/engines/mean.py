@@ -1,6 +1,6 @@
 """Several answers to one tile, averaged: of mirrored copies of it, of several networks, or of both."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -28,9 +28,18 @@ class MeanEngine:
         self._mirrors = tuple(mirrors)
 
     @property
+    def members(self) -> int:
+        """How many engines are averaged."""
+        return len(self._engines)
+
+    @property
     def identity(self) -> EngineIdentity:
         """That of the first engine; all are of one kind."""
         return self._engines[0].identity
+
+    def each(self, wrap: Callable[[Engine], Engine]) -> "MeanEngine":
+        """The same mean of the same engines, each of them wrapped."""
+        return MeanEngine([wrap(engine) for engine in self._engines], self._mirrors)
 
     def infer(self, tiles: Tiles) -> Tiles:
         """Logits of a batch of tiles, (N, i, j, k, C) -> (N, i, j, k, R)."""
