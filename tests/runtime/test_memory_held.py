@@ -17,9 +17,9 @@ from brainseg_runtime.rehearsal import Planned, rehearse
 from brainseg_runtime.scans import Found, Scan, find_scans
 from brainseg_runtime.segmenter import Segmenter, load
 from brainseg_runtime.volume import Volume
-from toys import toy_bundle, toy_engine, toy_geometry, toy_spec, toy_volume
+from toys import toy_bundle, toy_engine, toy_geometry, toy_regions, toy_spec, toy_volume
 
-SPEC = toy_spec(scheme="whole", min_volume_mm3=20.0)
+SPEC = toy_spec(scheme="whole", regions=toy_regions(20.0))
 SHAPE = (72, 76, 68)
 PIECES = 3 * MEGABYTE
 """What does not grow with a scan, and is part of what a process takes: pieces of files, objects."""
