@@ -43,12 +43,18 @@ def randomise(model):
         variable.assign(rng.uniform(low, high, variable.shape))
 
 
-BASE = {"s2d": Network("s2d", 32, 5), "nnunet": Network("nnunet", 32, 6, norm="instance")}
+BASE = {
+    "s2d": Network("s2d", 32, 5),
+    "unet3d": Network("unet3d", 32, 4),
+    "nnunet": Network("nnunet", 32, 6),
+    "unet2d": Network("unet2d", 32, 5),
+    "unet2d, 2.5D": Network("unet2d", 32, 5, slices=3),
+    "isensee2017": Network("isensee2017", 16, 5),
+}
 """As the recipes of full size have them."""
 
 
-@cache
-def exported(network):
+def export(network):
     """A network as it is deployed, its spec, and its clean graph."""
     model = deployed(build_network(network, 4, 3, types=2))
     randomise(model)
@@ -56,6 +62,9 @@ def exported(network):
     spec = toy_spec(divisor=sides, tile=sides, types=("glioma", "meningioma"), name="preset")
     flat = to_logits(model, spec)
     return flat, spec, walk(flat, spec)
+
+
+exported = cache(export)
 
 
 def variant(name, norm, upsampling):
@@ -119,10 +128,12 @@ def test_tensorrt_takes_every_preset(name, norm, upsampling):
     assert (norms > 0) == (norm == "instance")
 
 
+@pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize("name", BASE)
-def test_tensorrt_takes_networks_of_full_size(name):
-    """With the width and depth of the recipes, in FP16."""
-    _, spec, graph = exported(BASE[name])
-    built, convolutions = require_clean(to_half(graph), spec, "fp16")
-    assert set(built.kernels.values()) == {"Half"}
-    assert len(built.kernels) == convolutions
+def test_tensorrt_takes_networks_of_full_size(name, norm):
+    """With the width and depth of the recipes, in FP32 and FP16."""
+    _, spec, graph = export(replace(BASE[name], norm=norm))  # not kept: they are large
+    for precision, form in (("fp32", graph), ("fp16", to_half(graph))):
+        built, convolutions = require_clean(form, spec, precision)
+        require_precision(built.kernels, precision)
+        assert len(built.kernels) == convolutions
