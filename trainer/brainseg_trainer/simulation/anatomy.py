@@ -106,12 +106,19 @@ def grown(key: Array, tissue: Array, tumour: Array, points: Array, setting: Sett
 
 @compiled
 def stripped(key: Array, tissue: Array) -> tuple[Array, Array]:
-    """What a skull strip keeps (i, j, k), and how near its edge a voxel is: 1 there, 0 deep inside."""
-    keys = jax.random.split(key)
+    """What a skull strip keeps (i, j, k), and how near its edge a voxel is: 1 there, 0 deep inside.
+
+    Some strips leave more than brain: pieces of eyes, muscle, fat and marrow beside it.
+    """
+    keys = jax.random.split(key, 5)
     inner = (tissue > TISSUES.index("fluid")) & (tissue < TISSUES.index("surroundings"))
     # Grown over the sulci, then taken back by more or less.
     grown = blurred(inner.astype(jnp.float32), 2.0) > 0.15
     ragged = 0.08 * noise(keys[0], tissue.shape, 25.0, SPACING_MM)
     brain = blurred(grown.astype(jnp.float32), 2.0) + ragged > uniform(keys[1], 0.5, 0.85)
+    near = blurred(blurred(grown.astype(jnp.float32), 3.0), 3.0) > uniform(keys[2], 0.02, 0.3)
+    pieces = noise(keys[3], tissue.shape, 35.0, SPACING_MM) > 1.0
+    outer = (tissue > TISSUES.index("surroundings")) & near & pieces & (chance(keys[4], 0.3) > 0)
+    brain = brain | outer
     inside = blurred(blurred(brain.astype(jnp.float32), 2.0), 1.0)
     return brain & (tissue > 0), jnp.clip(2.0 - 2.0 * inside, 0.0, 1.0)

@@ -100,7 +100,7 @@ def painted(key: Array, tissue: Array, tumour: Array, look: Look, setting: Setti
 
 def _colours(key: Array, look: Look, setting: Setting) -> Array:
     """Mean of every tissue on every image (tissue, 4)."""
-    keys = jax.random.split(key, 7)
+    keys = jax.random.split(key, 8)
     fluid, grey, white = look.means[FLUID], look.means[GREY], look.means[WHITE]
     dark = 0.2 - SIGNAL
     colours = {
@@ -114,7 +114,8 @@ def _colours(key: Array, look: Look, setting: Setting) -> Array:
         "striatum": 0.7 * grey + 0.3 * white,
         "thalamus": 0.5 * grey + 0.5 * white,
         "pallidum": 0.4 * grey + 0.6 * white - jnp.array([0.0, 0, 0.4, 0.3]),
-        "hippocampus": grey + jnp.array([0.0, 0, 0.1, 0.25]),
+        # Limbic grey matter is brighter on FLAIR than other cortex, in some heads by far.
+        "hippocampus": grey + uniform(keys[7], 0.0, 1.0) * jnp.array([0.0, 0, 0.3, 0.9]),
         "stem": 0.3 * grey + 0.7 * white,
         "surroundings": 0.5 * fluid + 0.5 * grey,
         # Fat or muscle, suppressed or not: anything between dark and much brighter than the brain.
@@ -174,7 +175,7 @@ def distracted(
     setting: Setting,
 ) -> Array:
     """An image (4, i, j, k) with what is no tumour: age, vessels, dura, sinus, plexus, bright cortex."""
-    keys = jax.random.split(key, 24)
+    keys = jax.random.split(key, 27)
     shape = tissue.shape
     often = [chance(k, setting.distractors) for k in keys[:7]]
     free = blurred((tumour == 0).astype(jnp.float32), 0.7, reach=2)
@@ -209,15 +210,21 @@ def distracted(
     x, y, z = jnp.moveaxis(points, -1, 0)
     above = jax.nn.sigmoid(z / 8.0) + jax.nn.sigmoid((-y - 40.0) / 8.0)
     sinus = jnp.exp(-jnp.square(x / uniform(keys[18], 3.0, 6.0))) * jnp.clip((edge - 0.5) * 3.0, 0, 1)
+    sinus = sinus * jnp.clip(above, 0, 1)
+    # The transverse ones lie around the cerebellum, where its tent is fixed.
+    level = jnp.square((z - uniform(keys[24], -52.0, -22.0)) / uniform(keys[25], 3.0, 7.0))
+    sinus = jnp.maximum(
+        sinus, jnp.exp(-level) * jax.nn.sigmoid((-y - 25.0) / 8.0) * jnp.clip((edge - 0.5) * 3.0, 0, 1)
+    )
     bright = jnp.array([0.5, 3.0, -0.5, 0.5]) * uniform(keys[19], 0.3, 1.3)
-    image = image + added(often[5] * sinus * jnp.clip(above, 0, 1) * free, bright)
+    image = image + added(often[5] * sinus * free, bright)
 
     lumps = jax.nn.sigmoid(8.0 * (noise(keys[20], shape, 12.0, SPACING_MM) - 0.8)) * ventricle * free
     plexus = jnp.array([0.8, 2.5, -0.8, 0.8]) * uniform(keys[21], 0.3, 1.2)
     image = image + added(often[6] * blurred(lumps, 0.5, reach=2), plexus)
     # Cortex is brighter on FLAIR here than there, most of all behind.
     cortex = (tissue == TISSUES.index("cortex")) | (tissue == TISSUES.index("cerebellar_grey"))
-    behind = jax.nn.sigmoid(-y / 15.0) * uniform(keys[22], 0.0, 1.2)
+    behind = jax.nn.sigmoid(-y / 15.0) * uniform(keys[22], 0.0, 1.2) + uniform(keys[26], 0.0, 0.5)
     place = jax.nn.sigmoid(2.0 * noise(keys[23], shape, 60.0, SPACING_MM)) * behind
     return image + added(cortex * place * free, jnp.array([0.0, 0.0, 0.2, 1.0]))
 

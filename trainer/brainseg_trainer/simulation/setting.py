@@ -16,7 +16,7 @@ T1, T1C, T2, FLAIR = range(4)
 class Setting(NamedTuple):
     """How widely heads are drawn; shares are of heads, 0 to 1."""
 
-    tumour: float = 0.7
+    tumour: float = 0.75
     """Share with a tumour."""
     second: float = 0.15
     """Share of those with another one."""
@@ -28,11 +28,11 @@ class Setting(NamedTuple):
     """Share whose contrast goes beyond what was measured."""
     jitter: float = 0.15
     """Deviation of every tissue's mean."""
-    texture: float = 1.2
+    texture: float = 1.0
     """Largest factor on the measured texture."""
     shading: float = 0.7
     """Largest part by which coils shade the signal."""
-    noise: float = 0.22
+    noise: float = 0.15
     """Largest deviation of white noise."""
     distractors: float = 0.65
     """Share that has each thing that is no tumour."""
