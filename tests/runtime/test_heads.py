@@ -8,10 +8,10 @@ import pytest
 from brainseg_runtime.batch import run
 from brainseg_runtime.heads import BRAIN_ML, foreground_ml, whole_head
 from brainseg_runtime.nifti import read_image
-from brainseg_runtime.scans import Found, Scan
+from brainseg_runtime.scans import find_scans
 from brainseg_runtime.segmenter import Segmenter
 from brainseg_runtime.volume import Volume
-from toys import toy_engine, toy_geometry, toy_spec, toy_volume
+from toys import toy_engine, toy_geometry, toy_spec, toy_volume, write_scan
 
 
 def alone(image):
@@ -47,12 +47,7 @@ def test_the_warning_stands_in_the_record(tmp_path, anatomy, warned):
     """Where the model wants a brain and gets more than one has; not where it was trained on heads."""
     volume = toy_volume(toy_geometry((60, 60, 60), spacing=4.0), background=0.0)
     spec = toy_spec(anatomy=anatomy)
-
-    class Given(Scan):
-        def read(self):
-            return volume
-
-    found = Found((Given("toy-0", (), "t1c"),), {}, ())
-    list(run(Segmenter(spec, toy_engine(spec)), found, tmp_path))
-    warnings = json.loads((tmp_path / "toy-0_seg.json").read_text()).get("warnings", [])
+    write_scan(tmp_path / "toy", volume)
+    list(run(Segmenter(spec, toy_engine(spec)), find_scans(tmp_path / "toy", spec), tmp_path / "out"))
+    warnings = json.loads((tmp_path / "out" / "toy_seg.json").read_text()).get("warnings", [])
     assert any("whole head" in warning for warning in warnings) == warned
