@@ -15,10 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-import nibabel
-import numpy as np
-from brainseg_runtime.overlap import dice
-
 from benchmarks.report import table
 from benchmarks.work import gemm_peak
 
@@ -72,8 +68,7 @@ def main() -> None:
         every = [{name: worker.once() for name, worker in workers.items()} for _ in range(asked.rounds + 1)]
         for worker in workers.values():
             worker.stop()
-        same = _same_masks(_folder(out, next(iter(workers))), _folder(out, "torch-s2d"))
-    found = {"load": load, "gemm": peaks, "same": same, "rounds": every[1:]}
+    found = {"load": load, "gemm": peaks, "rounds": every[1:]}
     asked.json.write_text(json.dumps(found, indent=1))
     asked.write.write_text(page(found, asked.python))
 
@@ -100,14 +95,6 @@ print(2 * 2048**3 / best / 1e9)
     return float(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def _same_masks(ours: Path, theirs: Path) -> float | None:
-    """Dice of all that is labelled in two folders' masks; none where one of them was not asked for."""
-    masks = [next(folder.glob("*seg.nii.gz"), None) for folder in (ours, theirs)]
-    if None in masks:
-        return None
-    return float(dice(*(np.asanyarray(nibabel.load(mask).dataobj) > 0 for mask in masks)))
-
-
 def page(found: dict, python: str) -> str:
     """All contestants as a table in Markdown, the first of them the measure."""
     rounds = found["rounds"]
@@ -122,11 +109,6 @@ def page(found: dict, python: str) -> str:
         seconds = [f"{median(r[name][stage] for r in rounds):.2f}" for stage in SECONDS]
         rows.append([name, *ratios, *seconds, f"{max(r[name]['peak_mb'] for r in rounds):.0f}"])
     best = ", ".join(f"{name} {value:.0f}" for name, value in found["gemm"].items())
-    same = (
-        f"`torch-s2d` has the weights of the first bundle; Dice of its mask and ours: {found['same']:.5f}. "
-        if found["same"] is not None
-        else ""
-    )
     lines = "\n".join(table(head, rows))
     return f"""# Peers
 
@@ -136,9 +118,9 @@ Written by `python -m benchmarks.peers.compare` (benchmarks/peers/README.md) on 
 in a warm process: medians; ratios are medians of those within a round. The load before was
 {found["load"][0]:.1f}, the best product of 2048^2 matrices in FP32, in GFLOP/s: {best}.
 
-The weights of the peers and of `full` are random, which does not change how long they take; nothing here
-speaks of quality. {same}The networks differ, and so do their grids: `benchmarks/peers/README.md` says what
-each is.
+The weights of the other peers are random, which does not change how long they take; nothing here speaks
+of quality. `torch-s2d` has those of the first bundle, and does not start unless its logits are ours. The
+networks differ, and so do their grids: `benchmarks/peers/README.md` says what each is.
 
 {lines}"""
 

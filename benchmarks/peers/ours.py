@@ -20,14 +20,12 @@ def keras(bundle: Path) -> Segmenter:
 
 def tf2onnx(bundle: Path, threads: int) -> Segmenter:
     """The graph that tf2onnx makes of that model, as it is, in onnxruntime."""
-    from brainseg_export.model import load as load_model
-    from brainseg_export.model import to_logits
-    from brainseg_export.witness import convert
     from brainseg_runtime.engines.ort import OrtEngine
 
     spec = Bundle.open(bundle).spec
-    graph = convert(to_logits(load_model(bundle.parent / "run" / "model.keras"), spec), spec)
-    return Segmenter(spec, OrtEngine(graph.SerializeToString(), spec, "fp32", threads=threads))
+    return Segmenter(
+        spec, OrtEngine((bundle.parent / "tf2onnx.onnx").read_bytes(), spec, "fp32", threads=threads)
+    )
 
 
 def opened(form: str, bundle: Path, threads: int) -> Segmenter:

@@ -50,7 +50,10 @@ class S2d(nn.Module):
         return self.head(x)
 
     def take(self, file: Path) -> None:
-        """Our weights: kernel and bias of every convolution, in the order in which they are computed."""
+        """Our weights: kernel and bias of every convolution, in the order in which they are computed.
+
+        With them the logits of an image have to be ours.
+        """
         order = []
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
@@ -61,6 +64,9 @@ class S2d(nn.Module):
                 layer.weight.data = torch.from_numpy(found[f"kernel{n}"])
                 layer.bias.data = torch.from_numpy(found[f"bias{n}"])
                 layer._forward_hooks.clear()
+            apart = np.abs(self(torch.from_numpy(found["image"])).numpy() - found["logits"]).max()
+        if apart > 1e-3:
+            raise SystemExit(f"not our network: logits differ by {apart}")
 
 
 def segresnet() -> nn.Module:
