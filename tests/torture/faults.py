@@ -35,6 +35,10 @@ SERVER.set_forkserver_preload(
 )
 
 
+OF_THE_RUN = ("seconds", "peak_memory_mb", "next_scan")
+"""What a record tells of the run that it came from: a resumed one has other scans in hand."""
+
+
 def _infer(arguments: list[str], said: Path, falter_at: int | None, room: int | None) -> None:
     """``brainseg-infer`` in this process, its words in a file; it may end at a step or lack room."""
     for stream in (1, 2):
@@ -100,7 +104,7 @@ def results(out: Path) -> dict[str, str]:
             continue
         if path.suffix == ".json":
             record = json.loads(path.read_bytes())
-            record = {k: v for k, v in record.items() if k not in ("seconds", "peak_memory_mb")}
+            record = {k: v for k, v in record.items() if k not in OF_THE_RUN}
             found[path.name] = json.dumps(record, sort_keys=True)
         else:
             found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
