@@ -17,7 +17,7 @@ from brainseg_runtime.attachments import attachments_of
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, OutputUnwritable
 from brainseg_runtime.fingerprint import MIXED_UP
 from brainseg_runtime.heads import whole_head
-from brainseg_runtime.memory import InHand, most_fetched, told_of_next
+from brainseg_runtime.memory import Beside, InHand, most_fetched, told_of_next
 from brainseg_runtime.outputs import (
     DICOM_KINDS,
     Attachment,
@@ -210,9 +210,7 @@ def segment_each(
         ready = segmenter.ready(
             volume,
             probabilities="probabilities" in attachments,
-            pictures=bool(set(attachments) - {"probabilities"}),
-            outline=outline,
-            kept=kept,
+            beside=Beside(outline.beside, bool(set(attachments) - {"probabilities"}), kept),
         )
         return replace(ready, seconds={**read, **ready.seconds})
 

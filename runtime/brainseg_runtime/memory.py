@@ -16,13 +16,14 @@ from brainseg_runtime.tiles import Tiling
 from brainseg_runtime.volume import Outline
 
 __all__ = [
+    "ALONE",
     "MEGABYTE",
     "Back",
+    "Beside",
     "InHand",
     "Model",
     "Plan",
     "Stages",
-    "attached",
     "halves",
     "least",
     "machine_memory",
@@ -47,7 +48,7 @@ PLACED, PREPARED, LABELLED = 4, 18, 16
 """Bytes a voxel that lie beside a scan while its brain is found, a channel is prepared, and labels are made
 and written. Measured, the last for a tumour; labels like noise take six times as much."""
 DRAWN = 32
-"""What pictures and DICOM objects take beside that. Measured for pictures."""
+"""What pictures and DICOM objects take beside that, all at once. Measured for pictures."""
 
 GPU_SHARE, GPU_OVERHEAD = 0.9, 2.0
 """What of a GPU's free memory is planned with; and what an engine holds there, relative to the activations of
@@ -76,12 +77,29 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What is in memory beside a scan and its answer."""
+
+    stored: int = 0
+    """Bytes while it is read: its files, and copies on their way."""
+    pictures: bool = False
+    """Whether any are drawn to go with the mask."""
+    kept: int = 0
+    """Bytes of an arena that the engine has from earlier scans."""
+
+
+ALONE = Beside()
+"""Nothing at all."""
+
+
+@dataclass(frozen=True)
 class Stages:
     """What one scan takes at most in each of its stages, in bytes."""
 
     fetched: int
     """While it is read and prepared."""
     computed: int
+    """While the engine answers, but for what the engine itself takes."""
     arena: int
     """What the engine takes while it computes, and keeps."""
     written: int
@@ -132,9 +150,8 @@ def plan(
     spec: ModelSpec,
     model: Model,
     *,
-    beside: int = 0,
-    attachments: int = 0,
-    kept: int = 0,
+    beside: Beside = ALONE,
+    maps: bool = False,
     batch: int = 1,
     limit: int | None = None,
     gpu: int | None = None,
@@ -146,21 +163,20 @@ def plan(
     only a head that is computed whole may be cut, into slabs that give the same logits. ``gpu`` is the free
     memory in bytes of the GPU that computes, if one does; where it is short, fewer tiles go at a time.
     ``back`` is what would come back of a scan that may stay there: it does if the GPU also holds it, and
-    nothing else of the plan depends on that. ``beside`` are the bytes that lie beside the scan while it is
-    read, ``attachments`` those that what goes with the mask takes a voxel, ``kept`` an arena that the engine
-    has from earlier scans.
+    nothing else of the plan depends on that. ``maps``: whether the regions' probabilities are kept.
 
     Raises:
         BudgetExceeded: ``E_MEMORY`` where nothing fits.
     """
     limit = machine_memory() if limit is None else limit
+    attachments = DRAWN * beside.pictures + 4 * len(spec.regions) * maps
     smallest: Plan | None = None
     for tiling in _tilings(grid, spec):
         for size in halves(batch) if gpu is not None else [batch]:
             stages = _stages(tiling, scan, spec, model, size, gpu is not None)
             stages = replace(
                 stages,
-                fetched=stages.fetched + max(beside, _preparing(prod(scan), tiling.shape, spec)),
+                fetched=stages.fetched + max(beside.stored, _preparing(prod(scan), tiling.shape, spec)),
                 written=stages.written + attachments * prod(scan),
             )
             found = Plan(
@@ -170,7 +186,7 @@ def plan(
                 stages,
                 _on_gpu(tiling, spec, size) if gpu is not None else 0,
             )
-            over = max(0, kept - stages.arena)
+            over = max(0, beside.kept - stages.arena)
             if found.bytes + over <= limit and (gpu is None or found.gpu_bytes <= GPU_SHARE * gpu):
                 if gpu is None or back is None:
                     return found
@@ -213,11 +229,6 @@ def told_of_next(needed: int, limit: int) -> dict[str, str]:
         return {"next_scan": f"read beside, {needed // MEGABYTE} MB in all"}
     words = f"read after: beside, all would take {needed // MEGABYTE} MB, the limit is {limit // MEGABYTE} MB"
     return {"next_scan": words}
-
-
-def attached(pictures: bool, maps: bool, spec: ModelSpec) -> int:
-    """Bytes a voxel that attachments take beside the mask, all of them at once."""
-    return DRAWN * pictures + 4 * len(spec.regions) * maps
 
 
 class InHand:

@@ -6,7 +6,7 @@ from typing import Any
 
 from brainseg_runtime.batch import Failed, Findings, ahead_of
 from brainseg_runtime.errors import BrainsegError
-from brainseg_runtime.memory import InHand, told_of_next
+from brainseg_runtime.memory import Beside, InHand, told_of_next
 from brainseg_runtime.preprocess import place
 from brainseg_runtime.segmenter import Segmenter
 
@@ -30,7 +30,7 @@ def rehearse(segmenter: Segmenter, found: Findings) -> Iterator[Planned | Failed
             outline = scan.outline()
             segmenter.require_room(scan.id, outline, hand.arena)
             placement = place(scan.read(), segmenter.spec).placement
-            planned = segmenter.plan(placement, outline=outline, kept=hand.arena)
+            planned = segmenter.plan(placement, beside=Beside(outline.beside, kept=hand.arena))
         except BrainsegError as error:
             hand.begin(None)
             yield Failed(scan.id, error.with_traceback(None))

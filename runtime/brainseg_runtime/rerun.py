@@ -13,7 +13,7 @@ from brainseg_runtime.engines.choice import ENGINES
 from brainseg_runtime.errors import BundleInvalid, OutputUnwritable, ScanRefused, UsageRefused
 from brainseg_runtime.files import open_regular
 from brainseg_runtime.inputs import find, kind_of
-from brainseg_runtime.memory import MEGABYTE
+from brainseg_runtime.memory import MEGABYTE, Beside
 from brainseg_runtime.outputs import LabelScheme, write
 from brainseg_runtime.segmenter import Ready, Segmenter, load
 
@@ -181,4 +181,4 @@ def _ready(told: _Told, inputs: Sequence[Path], segmenter: Segmenter) -> Ready:
         )
     outline = one.outline()
     segmenter.require_room(told.scan, outline)
-    return segmenter.ready(one.read(), outline=outline)
+    return segmenter.ready(one.read(), beside=Beside(outline.beside))

@@ -26,10 +26,11 @@ from brainseg_runtime.gpu import find, free_memory
 from brainseg_runtime.kernels.proof import proven
 from brainseg_runtime.labels import drop_specks
 from brainseg_runtime.memory import (
+    ALONE,
     MEGABYTE,
+    Beside,
     Model,
     Plan,
-    attached,
     halves,
     least,
     machine_memory,
@@ -136,19 +137,8 @@ class Segmenter(AbstractContextManager["Segmenter"]):
                 "Raise --max-memory.",
             )
 
-    def plan(
-        self,
-        placement: Placement,
-        *,
-        probabilities: bool = False,
-        pictures: bool = False,
-        outline: Outline | None = None,
-        kept: int = 0,
-    ) -> Plan:
+    def plan(self, placement: Placement, *, probabilities: bool = False, beside: Beside = ALONE) -> Plan:
         """How a scan would be computed, and the memory that this would take.
-
-        ``pictures``: whether any go with the mask. ``outline`` is what was known of the scan before it was
-        read, where it is read for this plan; ``kept`` as for ``require_room``.
 
         Raises:
             BudgetExceeded: ``E_MEMORY``.
@@ -158,9 +148,8 @@ class Segmenter(AbstractContextManager["Segmenter"]):
             placement.scan.shape,
             self.spec,
             self.answering,
-            beside=outline.beside if outline else 0,
-            attachments=attached(pictures, probabilities, self.spec),
-            kept=kept,
+            beside=beside,
+            maps=probabilities,
             batch=self.batch,
             limit=self.limit,
             gpu=self.gpu_memory,
@@ -177,24 +166,11 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         """
         return self.label(self.compute(self.ready(volume, probabilities=probabilities)))
 
-    def ready(
-        self,
-        volume: Volume,
-        *,
-        probabilities: bool = False,
-        pictures: bool = False,
-        outline: Outline | None = None,
-        kept: int = 0,
-    ) -> Ready:
-        """The first step of ``segment``: it needs no engine, so it may run beside another scan's second.
-
-        What is given is as for ``plan``, which comes before anything is prepared.
-        """
+    def ready(self, volume: Volume, *, probabilities: bool = False, beside: Beside = ALONE) -> Ready:
+        """The first step of ``segment``: it needs no engine, so it may run beside another scan's second."""
         started = time.perf_counter()
         placed = place(volume, self.spec)
-        planned = self.plan(
-            placed.placement, probabilities=probabilities, pictures=pictures, outline=outline, kept=kept
-        )
+        planned = self.plan(placed.placement, probabilities=probabilities, beside=beside)
         prepared = (prepare if planned.back is None else examine)(volume, self.spec, placed)
         return Ready(volume, prepared, planned, probabilities, _since(started, "prepare"))
 

@@ -2,17 +2,15 @@
 
 import json
 import tracemalloc
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 from brainseg_runtime.batch import Done, Failed, run
 from brainseg_runtime.errors import BudgetExceeded
-from brainseg_runtime.memory import MEGABYTE, WEIGHTS, Stages, most_fetched
+from brainseg_runtime.memory import MEGABYTE, WEIGHTS, Beside, Stages, most_fetched
 from brainseg_runtime.rehearsal import Planned, rehearse
 from brainseg_runtime.scans import Found, Scan, find_scans
 from brainseg_runtime.segmenter import Segmenter, load
@@ -56,34 +54,15 @@ def folder(tmp_path_factory) -> Path:
     return scans
 
 
-@dataclass(frozen=True)
-class Watched:
-    """A scan that looks at the results of the others when it is read."""
+def watched(scan: Scan, out: Path, standing: dict[str, set[str]]) -> Scan:
+    """A scan that notes whose results stand when it is read."""
 
-    scan: Scan
-    out: Path
-    standing: dict[str, set[str]]
+    class Watched(Scan):
+        def read(self) -> Volume:
+            standing[self.id] = {path.name[:2] for path in out.glob("*_seg.json")}
+            return super().read()
 
-    @property
-    def id(self) -> str:
-        return self.scan.id
-
-    @property
-    def paths(self) -> Collection[Path]:
-        return self.scan.paths
-
-    def outline(self):
-        return self.scan.outline()
-
-    def read(self) -> Volume:
-        self.standing[self.id] = {path.name[:2] for path in self.out.glob("*_seg.json")}
-        return self.scan.read()
-
-    def identity(self) -> dict[str, Any]:
-        return self.scan.identity()
-
-    def attachments(self, kinds, segmentation):
-        return []
+    return Watched(**vars(scan))
 
 
 def peak(work):
@@ -108,8 +87,8 @@ def test_no_stage_of_a_scan_takes_more_than_its_plan_says(tmp_path, spacing, kin
         plan = json.loads((tmp_path / "out" / "p0_seg.json").read_text())["plan"]
         outline = found.scans[0].outline()
         read, volume = peak(found.scans[0].read)
-        given = {"probabilities": "probabilities" in kinds, "pictures": "gif" in kinds, "outline": outline}
-        prepared, ready = peak(lambda: segmenter.ready(volume, **given))
+        beside, maps = Beside(outline.beside, "gif" in kinds), "probabilities" in kinds
+        prepared, ready = peak(lambda: segmenter.ready(volume, probabilities=maps, beside=beside))
     assert isinstance(outcomes[0], Done)
     stages = ready.plan.stages
     assert read <= stages.fetched + PIECES
@@ -139,9 +118,9 @@ def test_a_folder_keeps_to_the_limit_by_reading_one_scan_after_the_other(folder,
         list(run(segmenter, found, ample))
     limit = (max(one.plan["expected_memory_mb"] for one in planned) + 1) * MEGABYTE
     standing: dict[str, set[str]] = {}
-    watched = Found(tuple(Watched(scan, tight, standing) for scan in found.scans), {}, ())
+    looking = Found(tuple(watched(scan, tight, standing) for scan in found.scans), {}, ())
     with opened(max_memory=limit) as segmenter:
-        most, outcomes = peak(lambda: list(run(segmenter, watched, tight)))
+        most, outcomes = peak(lambda: list(run(segmenter, looking, tight)))
         told = list(rehearse(segmenter, found))
     assert [type(outcome) for outcome in outcomes] == [Done] * 3
     assert standing == {"p0": set(), "p1": {"p0"}, "p2": {"p0", "p1"}}
@@ -165,7 +144,7 @@ def test_a_folder_with_memory_for_three_holds_what_it_says(folder, tmp_path):
     told = max(int(word.split(", ")[1].split()[0]) for word in words)
     assert most <= told * MEGABYTE - segmenter.answering.process
     standing: dict[str, set[str]] = {}
-    scans = tuple(Watched(scan, tmp_path / "out", standing) for scan in find_scans(folder, SPEC).scans)
+    scans = tuple(watched(scan, tmp_path / "out", standing) for scan in find_scans(folder, SPEC).scans)
     with opened(max_memory=(told + 1) * MEGABYTE) as segmenter:
         list(run(segmenter, Found(scans, {}, ()), tmp_path / "out"))
     assert standing["p1"] == set()

@@ -17,7 +17,7 @@ from brainseg_runtime.graph import check
 from brainseg_runtime.plans.building import build, census
 from brainseg_runtime.plans.inspection import require_precision
 from brainseg_runtime.plans.request import profiles_of
-from brainseg_trainer.config import Network
+from brainseg_trainer.config import Network, load
 from brainseg_trainer.networks import build_network, deployed, divisor
 from toys import toy_spec
 
@@ -43,15 +43,10 @@ def randomise(model):
         variable.assign(rng.uniform(low, high, variable.shape))
 
 
-BASE = {
-    "s2d": Network("s2d", 32, 5),
-    "unet3d": Network("unet3d", 32, 4),
-    "nnunet": Network("nnunet", 32, 6),
-    "unet2d": Network("unet2d", 32, 5),
-    "unet2d, 2.5D": Network("unet2d", 32, 5, slices=3),
-    "isensee2017": Network("isensee2017", 16, 5),
-}
-"""As the recipes of full size have them."""
+RECIPES = ("glioma", "unet3d", "nnunet", "unet2d", "isensee2017")
+"""Those of full size."""
+BASE = {name: load(name).network for name in RECIPES}
+BASE["unet2d of one slice"] = replace(BASE["unet2d"], slices=1)
 
 
 def export(network):
@@ -131,7 +126,7 @@ def test_tensorrt_takes_every_preset(name, norm, upsampling):
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize("name", BASE)
 def test_tensorrt_takes_networks_of_full_size(name, norm):
-    """With the width and depth of the recipes, in FP32 and FP16."""
+    """As the recipes have them, in FP32 and FP16."""
     _, spec, graph = export(replace(BASE[name], norm=norm))  # not kept: they are large
     for precision, form in (("fp32", graph), ("fp16", to_half(graph))):
         built, convolutions = require_clean(form, spec, precision)
