@@ -27,7 +27,8 @@ from brainseg_runtime.segmenter import Segmenter
 from brainseg_runtime.tiles import Tiling, predict
 from dicoms import Grid, save, study
 
-from benchmarks.work import conv_flops, gemm_peak, parts
+from benchmarks.flops import conv_flops
+from benchmarks.work import gemm_peak, parts
 
 ROUNDS = 5
 THREADS = len(os.sched_getaffinity(0))

@@ -1,29 +1,14 @@
-"""How much arithmetic a graph is, and how much this machine can do: what speed is held against."""
+"""How much arithmetic this machine can do, and where a pass spends its time: what speed is held against."""
 
 import time
 
 import numpy as np
 import onnx
 import openvino
-from brainseg_export.locality import shapes
 
-__all__ = ["conv_flops", "gemm_peak", "parts"]
+from benchmarks.flops import conv_flops
 
-
-def conv_flops(model: onnx.ModelProto, grid: tuple[int, int, int]) -> dict[str, float]:
-    """Convolution -> its floating-point operations on a grid (i, j, k), two a multiplication."""
-    side = 32
-    sizes = shapes(model, side)
-    weights = {w.name: tuple(w.dims) for w in model.graph.initializer}
-    found = {}
-    for node in model.graph.node:
-        kernel = weights.get(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
-        if kernel is not None:
-            # A transposed convolution of stride s = kernel touches each output once.
-            spread = sizes[node.output[0]] if node.op_type == "Conv" else sizes[node.input[0]]
-            each = 2.0 * float(np.prod(kernel)) * float(np.prod(spread[2:]))
-            found[node.name] = each * float(np.prod(grid)) / side**3
-    return found
+__all__ = ["gemm_peak", "parts"]
 
 
 def parts(model: onnx.ModelProto, grid: tuple[int, int, int], threads: int) -> dict[str, dict[str, float]]:

@@ -64,7 +64,7 @@ def main() -> None:
                 workers[name] = Worker([sys.executable, str(HERE / "ours.py"), *options])
         for name in asked.peers:
             options = [name, str(asked.scan), str(threads), str(_folder(out, name)), str(weights)]
-            workers[name] = Worker([asked.python, str(HERE / "peer.py"), *options])
+            workers[name] = Worker([asked.python, "-m", "benchmarks.peers.peer", *options])
         every = [{name: worker.once() for name, worker in workers.items()} for _ in range(asked.rounds + 1)]
         for worker in workers.values():
             worker.stop()

@@ -5,7 +5,6 @@ import resource
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import nibabel
@@ -16,57 +15,20 @@ from monai.networks.nets import DynUNet, SegResNet
 from torch import nn
 from torch.nn.functional import pad
 
+from benchmarks.peers.s2d import S2d
+
 WORDS = ("t1c", "t1", "t2", "fla")
 
 
-class Block(nn.Sequential):
-    """Convolution, batch norm folded away as at export, LeakyReLU."""
-
-    def __init__(self, source: int, filters: int, stride: int = 1) -> None:
-        super().__init__(nn.Conv3d(source, filters, 3, stride, 1), nn.LeakyReLU(0.01, inplace=True))
-
-
-class S2d(nn.Module):
-    """Our ``s2d``, layer for layer."""
-
-    def __init__(self, widths=(32, 64, 128, 256, 320), outputs: int = 3) -> None:
-        super().__init__()
-        self.stem = nn.Conv3d(4, widths[0], 2, 2)
-        before = (widths[0], *widths)
-        self.down = nn.ModuleList(
-            nn.Sequential(Block(before[n], w, 2 if n else 1), Block(w, w)) for n, w in enumerate(widths)
-        )
-        self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, 2) for a, b in pairwise(widths))
-        self.merge = nn.ModuleList(nn.Sequential(Block(2 * w, w), Block(w, w)) for w in widths[:-1])
-        self.head = nn.ConvTranspose3d(widths[0], outputs, 2, 2)
-
-    def forward(self, image):
-        x, skips = self.stem(image), []
-        for block in self.down:
-            x = block(x)
-            skips.append(x)
-        for n in reversed(range(len(self.up))):
-            x = self.merge[n](torch.cat([self.up[n](x), skips[n]], 1))
-        return self.head(x)
-
-    def take(self, file: Path) -> None:
-        """Our weights: kernel and bias of every convolution, in the order in which they are computed.
-
-        With them the logits of an image have to be ours.
-        """
-        order = []
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
-                layer.register_forward_hook(lambda layer, *_: order.append(layer))
-        self(torch.zeros(1, 4, 32, 32, 32))
-        with np.load(file) as found:
-            for n, layer in enumerate(order):
-                layer.weight.data = torch.from_numpy(found[f"kernel{n}"])
-                layer.bias.data = torch.from_numpy(found[f"bias{n}"])
-                layer._forward_hooks.clear()
-            apart = np.abs(self(torch.from_numpy(found["image"])).numpy() - found["logits"]).max()
-        if apart > 1e-3:
-            raise SystemExit(f"not our network: logits differ by {apart}")
+def s2d(file: Path) -> S2d:
+    """Our network with the weights of a file; its logits of an image have to be ours."""
+    with np.load(file) as found:
+        count = sum(name.startswith("kernel") for name in found)
+        network = S2d.of([(found[f"kernel{n}"], found[f"bias{n}"]) for n in range(count)])
+        apart = np.abs(network(torch.from_numpy(found["image"])).numpy() - found["logits"]).max()
+    if apart > 1e-3:
+        raise SystemExit(f"not our network: logits differ by {apart}")
+    return network
 
 
 def segresnet() -> nn.Module:
@@ -99,7 +61,7 @@ PEERS = {
     "monai-bundle": (segresnet, windows((240, 240, 160)), False),
     "monai-128": (segresnet, windows((128,) * 3), False),
     "nnunet-plain": (plain, windows((128,) * 3, "gaussian"), True),
-    "torch-s2d": (S2d, whole, True),
+    "torch-s2d": (s2d, whole, True),
 }
 """Name -> network, the way that it is run, whether the image is cut to the brain."""
 
@@ -110,11 +72,9 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     make, run, cropped = PEERS[name]
     torch.manual_seed(0)
-    network = make().eval()
     files = [next(p for p in sorted(Path(folder).iterdir()) if w in _words(p)) for w in WORDS]
     with ThreadPoolExecutor(len(files)) as pool, torch.inference_mode():
-        if isinstance(network, S2d):
-            network.take(Path(weights))
+        network = make(Path(weights)) if make is s2d else make().eval()
         for _ in sys.stdin:
             clock = [time.perf_counter()]
             images = [nibabel.load(path) for path in files]

@@ -194,7 +194,7 @@ def infer(
         from brainseg_runtime.plans.cli import ready
 
         for folder in models:
-            for one in devices:
+            for one in dict.fromkeys(devices):
                 ready(Bundle.open(folder, require_signature), precision, one)
     limit = None if max_memory is None else max_memory * MEGABYTE
     threads, limit = share(devices, threads, limit)

@@ -78,8 +78,8 @@ class Worker:
 def devices_of(text: str) -> tuple[str, ...]:
     """The devices that an option names: ``"cpu"``, ``"cuda:1"``, or several, ``"cuda:0,cuda:1"``.
 
-    A GPU may be named once, since two processes would plan with the same free memory of it and take turns
-    at computing; a CPU may be named again, since its threads and its memory are shared out.
+    Any may be named again, and has as many processes then: a GPU computes a scan in a fraction of the time
+    that a process takes to read, prepare and write it, and its memory is shared out as threads are.
 
     Raises:
         UsageRefused: ``E_USAGE``.
@@ -92,13 +92,6 @@ def devices_of(text: str) -> tuple[str, ...]:
                 "E_USAGE", f"{name.strip()!r} names no device.", "Use --device cpu, cuda:0, or cuda:0,cuda:1."
             )
         found.append("cpu" if named[0] == "cpu" else f"cuda:{int(named[1] or 0)}")
-    doubled = sorted({name for name in found if name != "cpu" and found.count(name) > 1})
-    if doubled:
-        raise UsageRefused(
-            "E_USAGE",
-            f"--device names {doubled[0]} more than once.",
-            "Name each GPU once: one process reads and writes beside its computing.",
-        )
     return tuple(found)
 
 
@@ -190,7 +183,8 @@ class Workers(AbstractContextManager["Workers"]):
         try:
             for device in devices:
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(opening, device, theirs), name=device)
+                there = (opening, device, devices.count(device), theirs)
+                process = context.Process(target=_serve, args=there, name=device)
                 process.start()
                 self._workers.append(Worker(device, process, ours))
                 # The pipe has to break with the process that holds its other end.
@@ -239,14 +233,16 @@ class Workers(AbstractContextManager["Workers"]):
             self.close()
 
 
-def _serve(opening: partial[Segmenter], device: str, connection: Connection) -> None:
-    """The life of a worker: open the model, then take scans until it is told to end."""
+def _serve(opening: partial[Segmenter], device: str, processes: int, connection: Connection) -> None:
+    """The life of a worker, one of so many on its device: open the model, take scans until told to end."""
     signal.signal(signal.SIGTERM, _leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     # Its other end is closed: whoever started this process is gone.
     with suppress(EOFError, ConnectionError):
         try:
             with opening(device=device) as segmenter:
+                if segmenter.gpu_memory is not None:
+                    segmenter.gpu_memory //= processes
                 connection.send(Opened(segmenter.spec, segmenter.record(), segmenter.why))
                 work: Work = connection.recv()
                 while True:

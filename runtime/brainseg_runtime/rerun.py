@@ -70,14 +70,14 @@ class _Told:
         try:
             told = json.loads(record.read_bytes())
             options, engine = dict(told["options"]), dict(told["engine"])
-            tiled, tile = options["scheme"] == "tiles", options["tile"]
+            tile = options["tile"] if options["scheme"] == "tiles" else None
             opening = {
                 "engine": _one_of(ENGINES, engine["engine"]),
                 "precision": _one_of(GRAPHS, engine["precision"]),
                 "device": str(engine["device"]),
                 "batch": int(options["batch"]),
-                "tile": int(tile[0]) if tiled and len(set(tile)) == 1 else None,
-                "overlap": float(options["overlap"]) if tiled else None,
+                "tile": int(tile[0]) if tile and len(set(tile)) == 1 else None,
+                "overlap": float(options["overlap"]) if tile else None,
                 "tta": bool(options.get("tta", False)),
                 # The plan follows from the limit; just this much gives the same one.
                 "max_memory": (int(told["plan"]["expected_memory_mb"]) + 1) * MEGABYTE,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from brainseg_runtime.batch import Done, Failed, Skipped, exit_status, run, segment_each
-from brainseg_runtime.devices import Workers, devices_of, share
+from brainseg_runtime.devices import Workers, _serve, devices_of, share
 from brainseg_runtime.engines.function import FunctionEngine
 from brainseg_runtime.errors import OutputUnwritable, UsageRefused
 from brainseg_runtime.memory import machine_memory
@@ -242,17 +242,17 @@ def test_a_dry_run_plans_on_the_first_device(infer, bundle, scans, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", ["", "tpu", "cpu,", "cuda:x", "cuda:-1", "cuda:0,cuda:0", "cuda,cuda:00"])
+@pytest.mark.parametrize("text", ["", "tpu", "cpu,", "cuda:x", "cuda:-1"])
 def test_what_names_no_devices_is_refused(text):
-    """Nor is a GPU that is named twice."""
+    """A word that is no device."""
     with pytest.raises(UsageRefused, match="E_USAGE"):
         devices_of(text)
 
 
 def test_devices_are_named_one_way():
-    """``cuda`` is the first GPU, spaces do not count, a CPU may be named again."""
+    """``cuda`` is the first GPU, spaces do not count, any may be named again."""
     assert devices_of("cuda, cuda:1") == ("cuda:0", "cuda:1")
-    assert devices_of("cpu,cpu") == ("cpu", "cpu")
+    assert devices_of("cpu,cpu,cuda:00,cuda") == ("cpu", "cpu", "cuda:0", "cuda:0")
 
 
 def test_processes_share_threads_and_memory():
@@ -261,6 +261,17 @@ def test_processes_share_threads_and_memory():
     assert share(["cpu"] * 2, 3, 1000) == (3, 500)
     threads, memory = share(["cpu"] * 1000, None, None)
     assert (threads, memory) == (1, machine_memory() // 1000)
+
+
+def test_processes_on_one_gpu_share_its_memory(monkeypatch):
+    """Each plans with its part of what is free there."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of this process stay as they are
+    spec = toy_spec()
+    segmenter = Segmenter(spec, toy_engine(spec), gpu_memory=1000)
+    ours, theirs = multiprocessing.Pipe()
+    ours.close()
+    _serve(lambda device: segmenter, "cuda:0", 4, theirs)
+    assert segmenter.gpu_memory == 250
 
 
 def test_what_another_device_of_the_run_has_done_stands(scans, tmp_path):

@@ -169,6 +169,7 @@ def another_provider(monkeypatch):
     monkeypatch.setitem(ort.PROVIDERS, "cuda", "AzureExecutionProvider")
     monkeypatch.setattr(ort, "find", lambda device: Gpu(0, "stand-in", (9, 0), 10**12, "1"))
     monkeypatch.setattr(ort, "_require_cuda", lambda: "libcudnn.so.9 is not found")
+    monkeypatch.setattr(ort, "free_memory", lambda gpu: 10**11)
     return ort
 
 
@@ -182,19 +183,38 @@ def test_onnx_runtime_never_goes_on_with_the_cpu_where_a_gpu_was_asked_for(anoth
         OrtEngine(b"not a graph", SPEC, "fp32", "cuda:0")
 
 
-def test_a_gpu_without_memory_for_the_model_is_told_from_one_that_is_not_there(another_provider, monkeypatch):
+@pytest.mark.parametrize(
+    ("said", "free", "expected"),
+    [
+        (
+            "CUDA failure 2: out of memory ; GPU=0",
+            10**11,
+            (BudgetExceeded, "E_MEMORY.*does not fit on cuda:0"),
+        ),
+        ("CUBLAS failure 1: NOT_INITIALIZED", 6 * 10**8, (BudgetExceeded, "E_MEMORY.*600 MB are free")),
+        (
+            "CUBLAS failure 1: NOT_INITIALIZED",
+            10**11,
+            (EngineUnavailable, "E_ENGINE_DEVICE.*NOT_INITIALIZED"),
+        ),
+    ],
+)
+def test_a_gpu_without_memory_for_the_model_is_told_from_one_that_is_not_there(
+    another_provider, monkeypatch, said, free, expected
+):
     """And not tried again on the CPU, where it would fit."""
     tried = []
+    monkeypatch.setattr(another_provider, "free_memory", lambda gpu: free)
 
     class Full(another_provider.onnxruntime.InferenceSession):
         def _create_inference_session(self, providers, *_):
             tried.append(providers)
-            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+            raise RuntimeError(said)
 
     monkeypatch.setattr(another_provider.onnxruntime, "InferenceSession", Full)
-    with pytest.raises(BudgetExceeded, match=r"E_MEMORY.*does not fit on cuda:0") as told:
+    kind, words = expected
+    with pytest.raises(kind, match=words):
         OrtEngine(toy_graph(SPEC), SPEC, "fp32", "cuda:0")
-    assert told.value.exit_status == 8
     assert len(tried) == 1
 
 

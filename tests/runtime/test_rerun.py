@@ -17,18 +17,19 @@ from toys import toy_bundle, toy_spec, toy_volume, write_scan
 
 WAYS = {
     "as it is": {},
-    "other tiles": {"tile": 12, "overlap": 0.25},
+    "other tiles": {"tile": 8, "overlap": 0.25},
     "mirrored": {"tta": True},
     "in batches": {"batch": 3},
     "openvino": {"engine": "openvino"},
 }
+SCHEMES = {"tiles": {}, "whole": {"scheme": "whole", "divisor": (8, 8, 8)}}
 
 
 @pytest.fixture
-def made(tmp_path):
+def made(tmp_path, request):
     """A scan, a bundle and a run's record."""
     write_scan(tmp_path / "scans" / "p0", toy_volume())
-    toy_bundle(tmp_path / "toy")
+    toy_bundle(tmp_path / "toy", toy_spec(**SCHEMES[getattr(request, "param", "tiles")]))
 
     def run(label_scheme="brats2023", engine="ort", **options):
         with load(tmp_path / "toy", engine, **options) as segmenter:
@@ -38,9 +39,10 @@ def made(tmp_path):
     return run
 
 
+@pytest.mark.parametrize("made", SCHEMES, indirect=True)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_a_run_is_repeated_as_it_was(made, tmp_path, way):
-    """Whatever its engine, tiles, mirrors and batches were."""
+    """Whatever its model's scheme, its engine, tiles, mirrors and batches were."""
     told = verify_run(made(**way).json, [tmp_path / "scans"], [tmp_path / "toy"])
     assert told.same
     assert told.engine == ""

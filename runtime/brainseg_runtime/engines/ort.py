@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from brainseg_runtime.engines.base import EngineIdentity, finite
 from brainseg_runtime.errors import BrainsegError, BudgetExceeded, BundleInvalid, EngineUnavailable
-from brainseg_runtime.gpu import find
+from brainseg_runtime.gpu import Gpu, find, free_memory
 from brainseg_runtime.spec import ModelSpec
 
 __all__ = ["OrtEngine"]
@@ -56,6 +56,8 @@ class OrtEngine:
         if gpu is not None:
             device = gpu.device
             said = _require_cuda()
+            # It tells stderr of each algorithm that cuDNN does not have; what fails in the end is raised.
+            onnxruntime.set_default_logger_severity(4)
             providers = [(provider, {"device_id": str(gpu.index), **CUDA_OPTIONS})]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -71,12 +73,14 @@ class OrtEngine:
                 session = onnxruntime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
         # ONNX Runtime raises a class of its own for each status code, over plain RuntimeError and Exception.
         except Exception as error:
-            if gpu is not None and _lacks_memory(error):
+            if gpu is not None and (_lacks_memory(error) or _crowded(error, gpu)):
                 raise BudgetExceeded(
-                    "E_MEMORY", f"the model does not fit on {device}.", "Close what else runs on the GPU."
+                    "E_MEMORY",
+                    f"the model does not fit on {device}, where {free_memory(gpu) // 1_000_000} MB are free.",
+                    "Close what else runs on the GPU.",
                 ) from error
             if gpu is not None and _lacks_cuda(error):
-                raise _not_there(f"does not compute on {device}: {error}.", said) from error
+                raise _not_there(f"does not compute on {device}: {_short(error)}.", said) from error
             raise BundleInvalid(
                 "E_BUNDLE_DAMAGED", f"ONNX Runtime cannot load the graph: {error}.", "Export it again."
             ) from error
@@ -147,7 +151,7 @@ class OrtEngine:
                 "Give a smaller --batch or --tile.",
             )
         return EngineUnavailable(
-            "E_ENGINE_FAILED", f"ONNX Runtime failed on tiles {shape}: {error}.", "Report it."
+            "E_ENGINE_FAILED", f"ONNX Runtime failed on tiles {shape}: {_short(error)}.", "Report it."
         )
 
     def close(self) -> None:
@@ -202,11 +206,25 @@ def _lacks_cuda(error: Exception) -> bool:
     return any(part in words for part in ("cuda", "cudnn", "cublas", "assigned to the default cpu ep"))
 
 
+HANDLES = 1_000_000_000
+"""Bytes that cuBLAS, cuDNN and their kernels take before any tile; on an H200 600 MB did not suffice."""
+
+
+def _crowded(error: Exception, gpu: Gpu) -> bool:
+    """Whether cuBLAS or cuDNN did not start where there is hardly room for them: they name other reasons."""
+    return any(part in str(error).lower() for part in ("cudnn", "cublas")) and free_memory(gpu) < HANDLES
+
+
+def _short(said: object) -> str:
+    """In one line, without the end of what is endless."""
+    return " ".join(str(said).split())[:500]
+
+
 def _not_there(what: str, *said: str) -> EngineUnavailable:
     """The error for a GPU that ONNX Runtime does not compute on, and what it said meanwhile."""
     return EngineUnavailable(
         "E_ENGINE_DEVICE",
-        f"ONNX Runtime {what} {' '.join(' '.join(said).split())[:500]}".rstrip(),
+        f"ONNX Runtime {what} {_short(' '.join(said))}".rstrip(),
         "Check the installation of onnxruntime, and of CUDA and cuDNN (docs/gpu.md).",
     )
 
