@@ -19,6 +19,7 @@ from brainseg_runtime.batch import Done
 from brainseg_runtime.devices import Workers
 from brainseg_runtime.engines.base import DeviceEngine
 from brainseg_runtime.kernels.card import Card
+from brainseg_runtime.overlap import dice
 from brainseg_runtime.resident import Resident
 from brainseg_runtime.scans import Scan, find_scans, read
 
@@ -101,13 +102,11 @@ def _stages(every: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _dice(found: Segmentation, expected: Segmentation) -> dict[str, float]:
-    """Region -> Dice of two masks, 1 where both are empty."""
-    scores = {}
-    for region, labels in expected.regions.items():
-        one, other = (np.isin(mask.labels, labels) for mask in (found, expected))
-        both = one.sum() + other.sum()
-        scores[region] = round(2.0 * float((one & other).sum()) / float(both), 6) if both else 1.0
-    return scores
+    """Region -> Dice of two masks."""
+    return {
+        region: round(dice(np.isin(found.labels, labels), np.isin(expected.labels, labels)), 6)
+        for region, labels in expected.regions.items()
+    }
 
 
 @contextmanager

@@ -166,6 +166,8 @@ class Workers(AbstractContextManager["Workers"]):
         """End every process; what one writes it may finish."""
         for worker in self._workers:
             worker.process.terminate()
+            # Python drops what a signal raises within a finaliser; then this is what ends the process.
+            worker.connection.close()
         until = time.monotonic() + GRACE
         for worker in self._workers:
             _end(worker, until)

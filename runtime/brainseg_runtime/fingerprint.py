@@ -7,6 +7,7 @@ mirrored, or mirrored with its header, looks right and is not seen.
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,10 +68,18 @@ def _coarse(volume: Volume, c: int) -> tuple[Coarse, Mask]:
     channel = volume.data[..., c]
     steps = [max(1, round(SAMPLE_MM / mm)) for mm in volume.geometry.spacing]
     sampled = channel[:: steps[0], :: steps[1], :: steps[2]]
-    i, j, k = (n // 2 for n in sampled.shape)
-    blocks = sampled[: 2 * i, : 2 * j, : 2 * k].reshape(i, 2, j, 2, k, 2)
-    mean = blocks.mean((1, 3, 5), dtype=np.float64)
-    return mean, (blocks != background(channel)).mean((1, 3, 5)) > 0.5
+    mean = _summed(sampled.astype(np.float64)) / 8
+    return mean, _summed((sampled != background(channel)).astype(np.uint8)) > 4
+
+
+def _summed(sampled: NDArray[Any]) -> NDArray[Any]:
+    """The sums of blocks of 2 x 2 x 2; what is left at an end is left out."""
+    for axis, size in enumerate(sampled.shape):
+        first, second = (
+            sampled[(slice(None),) * axis + (slice(start, size // 2 * 2, 2),)] for start in (0, 1)
+        )
+        sampled = first + second
+    return sampled
 
 
 def _scaled(image: Coarse, inside: Mask) -> Coarse:
@@ -112,14 +121,14 @@ def _contrast(scaled: Mapping[str, Coarse], inside: Mask) -> Iterator[Flag]:
 
 def _other_heads(volume: Volume, masks: Mapping[str, Mask]) -> Iterator[Flag]:
     """Brains of one patient on one grid fill the same voxels; heads with their skull are not compared."""
-    if foreground_ml(volume) > BRAIN_ML:
-        return
     # Slices that are fewer than a block is thick give no blocks, which say nothing.
     for one, other in combinations((name for name, mask in masks.items() if mask.any()), 2):
         both = np.count_nonzero(masks[one] & masks[other])
         held = np.count_nonzero(masks[one]) + np.count_nonzero(masks[other])
         dice = 2 * int(both) / int(held)
         if dice < SAME_BRAIN:
+            if foreground_ml(volume) > BRAIN_ML:
+                return
             words = (
                 f"{one} and {other} may not be of one patient, or not lie on each other: "
                 f"their brains overlap with a Dice of {dice:.2f}."

@@ -99,8 +99,8 @@ class Placed:
     """Where the brain lies in a scan."""
 
     placement: Placement
-    brain: NDArray[np.bool_]
-    """(i, j, k): the voxels of the brain's box that are brain."""
+    foreground: NDArray[np.bool_]
+    """(I, J, K): the voxels of the scan that are brain; it lies in memory as the scan does."""
     backgrounds: tuple[np.float32 | None, ...]
     """Of every channel; None where it has none."""
 
@@ -112,12 +112,12 @@ def examine(volume: Volume, spec: ModelSpec, placed: Placed | None = None) -> Ex
         ScanRefused: as ``prepare``.
     """
     placed = placed or place(volume, spec)
-    placement, brain, backgrounds = placed.placement, placed.brain, placed.backgrounds
+    placement, backgrounds = placed.placement, placed.backgrounds
     count = len(backgrounds)
     mean, scale = np.zeros(count, dtype=np.float32), np.ones(count, dtype=np.float32)
     if spec.normalisation == "zscore":
         for c in range(count):
-            mean[c], scale[c] = _moments(_boxed(volume, placement, c)[brain])
+            mean[c], scale[c] = _moments(volume, placed, c)
     background = np.array([0 if value is None else value for value in backgrounds], dtype=np.float32)
     constant = np.array([value is not None for value in backgrounds])
     return Examined(placement, Statistics(background, constant, mean, scale))
@@ -149,7 +149,7 @@ def place(volume: Volume, spec: ModelSpec) -> Placed:
     start, stop = _bounding_box(foreground, volume.scan)
     spacing = reorientation.geometry(volume.geometry).spacing
     placement = Placement(volume.geometry, reorientation, start, stop, _grid(start, stop, spacing, spec))
-    return Placed(placement, np.ascontiguousarray(foreground[placement.box]), tuple(backgrounds))
+    return Placed(placement, stored, tuple(backgrounds))
 
 
 def largest_grid(geometry: Geometry, spec: ModelSpec) -> Shape:
@@ -170,16 +170,17 @@ def prepare(volume: Volume, spec: ModelSpec, placed: Placed | None = None) -> Pr
             where nothing differs from the background.
     """
     placed = placed or place(volume, spec)
-    placement, brain, backgrounds = placed.placement, placed.brain, placed.backgrounds
+    placement, backgrounds = placed.placement, placed.backgrounds
+    beyond = np.ascontiguousarray(~placement.reorientation.apply(placed.foreground)[placement.box])
     # Channels first in memory, channels last in view: what an NCDHW graph wants without a copy.
     data = np.empty((len(backgrounds), *placement.grid), dtype=np.float32)
     for c in range(len(backgrounds)):
         values = _boxed(volume, placement, c)
         if spec.normalisation == "zscore":
-            mean, scale = _moments(values[brain])
+            mean, scale = _moments(volume, placed, c)
             values -= mean
             values *= scale
-            values[~brain] = 0.0
+            values[beyond] = 0.0
         data[c] = interpolate(values, placement.grid)
     return Prepared(np.moveaxis(data, 0, -1), placement)
 
@@ -264,8 +265,12 @@ def _grid(start: Shape, stop: Shape, spacing: tuple[float, float, float], spec: 
     return i, j, k
 
 
-def _moments(inside: Array) -> tuple[np.float32, np.float32]:
+def _moments(volume: Volume, placed: Placed, channel: int) -> tuple[np.float32, np.float32]:
     """Mean and 1 / standard deviation of the brain's values; 0 for the second where all are one."""
+    values = volume.data[..., channel]
+    # In the order in which they lie in memory: taken across it, they take four times as long.
+    order = sorted(range(3), key=lambda axis: -abs(values.strides[axis]))
+    inside = values.transpose(order)[placed.foreground.transpose(order)]
     mean = inside.mean(dtype=np.float64)
     deviation = float(inside.std(dtype=np.float64))
     return np.float32(mean), np.float32(1.0 / deviation if deviation > 0 else 0.0)

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from brainseg_runtime.batch import Done, Failed, Skipped, exit_status, run, segment_each
-from brainseg_runtime.devices import Workers, _serve, devices_of, share
+from brainseg_runtime.devices import Worker, Workers, _serve, devices_of, share
 from brainseg_runtime.engines.function import FunctionEngine
 from brainseg_runtime.errors import OutputUnwritable, UsageRefused
 from brainseg_runtime.memory import machine_memory
@@ -58,6 +59,27 @@ def workers(bundle, devices=("cpu", "cpu")):
 def record(path):
     told = json.loads(path.read_bytes())
     return {key: value for key, value in told.items() if key not in TOLD_OF_THE_RUN}
+
+
+def test_a_process_that_a_signal_did_not_end_ends_with_its_pipe():
+    """Python drops what a handler raises within a finaliser: the process is not left to be killed then."""
+
+    def deaf():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        theirs.send("ready")
+        ours.close()
+        with suppress(EOFError):
+            theirs.recv()
+
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=deaf)
+    process.start()
+    theirs.close()
+    assert ours.recv() == "ready"
+    opened = Workers.__new__(Workers)
+    opened._workers = [Worker("cpu", process, ours)]
+    opened.close()
+    assert process.exitcode == 0
 
 
 def test_two_devices_leave_what_one_leaves(infer, bundle, scans, tmp_path):

@@ -1,0 +1,45 @@
+"""Masks that a GPU made, held against those of the Keras model."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from brainseg_export.model import keras_engine, load, to_logits
+from brainseg_runtime import Bundle, Segmenter, find_scans, read
+from brainseg_runtime.overlap import dice
+
+__all__: list[str] = []
+
+
+def main() -> None:
+    """Segment each scan by Keras on this CPU, and write Dice per region into the figures of the GPU."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("scans", type=Path, nargs="+", help="those that the GPU had")
+    parser.add_argument(
+        "--keras", type=Path, required=True, help="the .keras file that the bundle was made of"
+    )
+    parser.add_argument("--masks", type=Path, required=True, help="what python -m benchmarks.gpu kept")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/gpu/latest.json"))
+    asked = parser.parse_args()
+    spec = Bundle.open(asked.bundle).spec
+    segmenter = Segmenter(spec, keras_engine(to_logits(load(asked.keras), spec)))
+    figures = json.loads(asked.json.read_text())
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for scan in find_scans(asked.scans, spec).scans:
+        expected = segmenter.segment(read(scan))
+        for file in sorted(asked.masks.glob(f"{scan.id}-*.npz")):
+            mask = np.load(file)["labels"]
+            scores = {
+                region: round(dice(np.isin(mask, labels), np.isin(expected.labels, labels)), 6)
+                for region, labels in expected.regions.items()
+            }
+            apart = int((mask != expected.labels).sum())
+            precision = file.stem.removeprefix(f"{scan.id}-")
+            found.setdefault(scan.id, {})[precision] = {**scores, "voxels_apart": apart}
+    asked.json.write_text(json.dumps({**figures, "keras": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
