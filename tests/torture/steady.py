@@ -87,7 +87,7 @@ def soak(setup: Setup) -> Iterator[Row]:
     """One batch that does not end, as users run it: memory, threads and open files after each scan."""
     if not Path("/proc/self/status").exists():
         return
-    count = setup.count(300, 12)
+    count = setup.count(900, 12)
     from brainseg_runtime.engines.choice import ENGINES, installed
 
     for engine in ENGINES:
@@ -97,7 +97,7 @@ def soak(setup: Setup) -> Iterator[Row]:
         command += [str(setup.scans), str(setup.bundle), str(setup.place / "soak"), engine, str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ})
         seen = np.array(json.loads(done.stdout))
-        warm = seen[len(seen) // 3 :]  # the allocator's pools fill up first
+        warm = seen[len(seen) // 3 :]  # each thread has pools in the allocator, which fill up first
         # What is held while an outcome is told depends on how far the next scans are, which are read and
         # written beside it by threads of their own: the most memory of ten scans does not, nor do the fewest
         # threads and files of a hundred.
