@@ -162,7 +162,7 @@ def page(equal_steps: Sequence[Trained], equal_time: Sequence[Trained], picture:
             "Equal steps:",
             "",
             *table(head, rows(equal_steps)),
-            "Equal time:",
+            "Equal time, as far as the speed of the first training told how many steps that is:",
             "",
             *table(head, rows(equal_time)),
             f"![Dice against minutes]({picture})",

@@ -24,10 +24,10 @@ def conv_flops(model: onnx.ModelProto, grid: Grid) -> dict[str, float]:
     return found
 
 
-def conv_bytes(model: onnx.ModelProto, grid: Grid, itemsize: int) -> float:
-    """Bytes that the convolutions read and write on a grid if each touches its input and output once.
+def conv_bytes(model: onnx.ModelProto, grid: Grid, itemsize: int, batch: int = 1) -> float:
+    """Bytes that the convolutions read and write on grids if each touches its input and output once.
 
-    What stands between them is then fused into them. Weights are counted once.
+    What stands between them is then fused into them. Weights are read once for all.
     """
     weights = _weights(model)
     (image,) = model.graph.input
@@ -35,7 +35,7 @@ def conv_bytes(model: onnx.ModelProto, grid: Grid, itemsize: int) -> float:
     sizes = {image.name: (1, channels, SIDE, SIDE, SIDE), **shapes(model, SIDE)}
     ends = [name for node in _convolutions(model) for name in (node.input[0], node.output[0])]
     moved = sum(float(np.prod(sizes[name])) for name in ends)
-    return itemsize * (moved * _times(grid) + sum(float(np.prod(dims)) for dims in weights.values()))
+    return itemsize * (batch * moved * _times(grid) + sum(float(np.prod(dims)) for dims in weights.values()))
 
 
 def _convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:

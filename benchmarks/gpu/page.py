@@ -34,8 +34,9 @@ def page(figures: dict) -> str:
             lines += ["", *_passes(figures[key], rates)]
     lines += ["One scan, the shipped model, warm. Seconds of the stages, and milliseconds on the GPU:", ""]
     lines += _scans(figures["scans"])
-    lines += ["Dice with the mask of the Keras model on a CPU, and voxels that differ:", ""]
-    lines += _parity(figures["keras"])
+    if "keras" in figures:
+        lines += ["Dice with the mask of the Keras model on a CPU, and voxels that differ:", ""]
+        lines += _parity(figures["keras"])
     lines += [
         "A folder of copies of the synthetic scan, file to file, FP16, several processes on the GPU:",
         "",

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,15 @@ from brainseg_export.model import keras_engine, load, to_logits
 from brainseg_runtime import Bundle, Segmenter, find_scans, read
 from brainseg_runtime.overlap import dice
 
-__all__: list[str] = []
+from benchmarks.brain import write_scan
+from benchmarks.gpu.scans import PRECISIONS
 
 
 def main() -> None:
     """Segment each scan by Keras on this CPU, and write Dice per region into the figures of the GPU."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("scans", type=Path, nargs="+", help="those that the GPU had")
+    parser.add_argument("scans", type=Path, nargs="+", help="the real ones that the GPU had")
     parser.add_argument(
         "--keras", type=Path, required=True, help="the .keras file that the bundle was made of"
     )
@@ -27,17 +29,18 @@ def main() -> None:
     segmenter = Segmenter(spec, keras_engine(to_logits(load(asked.keras), spec)))
     figures = json.loads(asked.json.read_text())
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for scan in find_scans(asked.scans, spec).scans:
-        expected = segmenter.segment(read(scan))
-        for file in sorted(asked.masks.glob(f"{scan.id}-*.npz")):
-            mask = np.load(file)["labels"]
-            scores = {
-                region: round(dice(np.isin(mask, labels), np.isin(expected.labels, labels)), 6)
-                for region, labels in expected.regions.items()
-            }
-            apart = int((mask != expected.labels).sum())
-            precision = file.stem.removeprefix(f"{scan.id}-")
-            found.setdefault(scan.id, {})[precision] = {**scores, "voxels_apart": apart}
+    with tempfile.TemporaryDirectory() as room:
+        write_scan(Path(room, "synthetic"))
+        for scan in find_scans([*asked.scans, Path(room)], spec).scans:
+            expected = segmenter.segment(read(scan))
+            for precision in PRECISIONS:
+                mask = np.load(asked.masks / f"{scan.id}-{precision}.npz")["labels"]
+                scores = {
+                    region: round(dice(np.isin(mask, labels), np.isin(expected.labels, labels)), 6)
+                    for region, labels in expected.regions.items()
+                }
+                apart = int((mask != expected.labels).sum())
+                found.setdefault(scan.id, {})[precision] = {**scores, "voxels_apart": apart}
     asked.json.write_text(json.dumps({**figures, "keras": found}, indent=1))
 
 

@@ -14,7 +14,7 @@ from benchmarks.flops import conv_bytes, conv_flops
 from benchmarks.gpu.clock import in_turn
 from benchmarks.peers.s2d import S2d
 
-__all__ = ["AMP", "SHAPES", "passes"]
+__all__ = ["SHAPES", "passes"]
 
 AMP = "PyTorch AMP"
 SHAPES = {
@@ -51,7 +51,7 @@ def passes(
             found[name] = {
                 "shape": list(shape),
                 "flop": shape[0] * sum(conv_flops(model, grid).values()),
-                "bytes": {p: shape[0] * conv_bytes(model, grid, size) for p, size in ITEMSIZE.items()},
+                "bytes": {p: conv_bytes(model, grid, size, shape[0]) for p, size in ITEMSIZE.items()},
                 "forms": {form: {**timed[form], "apart": apart[form]} for form in works},
             }
             del works, image, reference

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,7 +23,7 @@ from brainseg_runtime.overlap import dice
 from brainseg_runtime.resident import Resident
 from brainseg_runtime.scans import Scan, find_scans, read
 
-__all__ = ["folders", "one_by_one"]
+__all__ = ["PRECISIONS", "folders", "one_by_one"]
 
 T = TypeVar("T")
 PRECISIONS = ("fp32", "fp16")
@@ -34,6 +34,8 @@ def one_by_one(bundle: Path, scans: Sequence[Scan], masks: Path | None, rounds: 
 
     The masks are kept in a folder, if one is named, as ``.npz``.
     """
+    if masks is not None:
+        masks.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, object]] = {scan.id: {} for scan in scans}
     with load(bundle, "ort", device="cpu") as segmenter:
         expected = {scan.id: segmenter.segment(read(scan)) for scan in scans}
@@ -133,7 +135,7 @@ def _timed(steps: dict[str, float], name: str, work: Callable[[], T]) -> T:
 @dataclass(frozen=True, eq=False)
 class _Engine:
     engine: DeviceEngine
-    steps: dict[str, float] = field(repr=False)
+    steps: dict[str, float]
 
     @property
     def identity(self):
@@ -152,7 +154,7 @@ class _Engine:
 @dataclass(frozen=True, eq=False)
 class _Card:
     card: Card
-    steps: dict[str, float] = field(repr=False)
+    steps: dict[str, float]
 
     def zeros(self, size: int) -> int:
         return _timed(self.steps, "clear", lambda: self.card.zeros(size))

@@ -22,7 +22,7 @@ WORDS = ("t1c", "t1", "t2", "fla")
 
 def s2d(file: Path) -> S2d:
     """Our network with the weights of a file; its logits of an image have to be ours."""
-    with np.load(file) as found:
+    with np.load(file) as found, torch.inference_mode():
         count = sum(name.startswith("kernel") for name in found)
         network = S2d.of([(found[f"kernel{n}"], found[f"bias{n}"]) for n in range(count)])
         apart = np.abs(network(torch.from_numpy(found["image"])).numpy() - found["logits"]).max()
@@ -31,14 +31,14 @@ def s2d(file: Path) -> S2d:
     return network
 
 
-def segresnet() -> nn.Module:
+def segresnet(_: Path) -> nn.Module:
     """The network of MONAI's bundle ``brats_mri_segmentation``."""
     return SegResNet(
         blocks_down=[1, 2, 2, 4], blocks_up=[1, 1, 1], init_filters=16, in_channels=4, out_channels=3
     )
 
 
-def plain() -> nn.Module:
+def plain(_: Path) -> nn.Module:
     """nnU-Net's plain U-Net for BraTS: six levels, 32 to 320 filters, instance norm."""
     return DynUNet(
         3, 4, 3, [3] * 6, [1, 2, 2, 2, 2, 2], [2] * 5, filters=[32, 64, 128, 256, 320, 320],
@@ -63,7 +63,7 @@ PEERS = {
     "nnunet-plain": (plain, windows((128,) * 3, "gaussian"), True),
     "torch-s2d": (s2d, whole, True),
 }
-"""Name -> network, the way that it is run, whether the image is cut to the brain."""
+"""Name -> network, made with the file of our weights; the way that it is run; whether the image is cut."""
 
 
 def main() -> None:
@@ -72,9 +72,9 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     make, run, cropped = PEERS[name]
     torch.manual_seed(0)
+    network = make(Path(weights)).eval()
     files = [next(p for p in sorted(Path(folder).iterdir()) if w in _words(p)) for w in WORDS]
     with ThreadPoolExecutor(len(files)) as pool, torch.inference_mode():
-        network = make(Path(weights)) if make is s2d else make().eval()
         for _ in sys.stdin:
             clock = [time.perf_counter()]
             images = [nibabel.load(path) for path in files]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["Block", "S2d"]
+__all__ = ["S2d"]
 
 
 class Block(nn.Sequential):

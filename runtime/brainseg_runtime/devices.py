@@ -41,6 +41,9 @@ __all__ = ["Workers", "devices_of", "share"]
 GRACE = 10.0
 """Seconds in which a process that is told to end may finish what it writes."""
 
+REST = 1.0
+"""Seconds in which a process that has nothing to do ends by itself."""
+
 Work = Callable[..., Iterator[Outcome]]
 
 
@@ -165,9 +168,14 @@ class Workers(AbstractContextManager["Workers"]):
     def close(self) -> None:
         """End every process; what one writes it may finish."""
         for worker in self._workers:
-            worker.process.terminate()
-            # Python drops what a signal raises within a finaliser; then this is what ends the process.
             worker.connection.close()
+        # Who waits for a scan ends by that; a signal might meet a finaliser, where Python drops its error.
+        until = time.monotonic() + REST
+        for worker in self._workers:
+            if not worker.held:
+                worker.process.join(max(0.0, until - time.monotonic()))
+        for worker in self._workers:
+            worker.process.terminate()
         until = time.monotonic() + GRACE
         for worker in self._workers:
             _end(worker, until)
@@ -243,10 +251,10 @@ def _serve(opening: partial[Segmenter], device: str, processes: int, connection:
     with suppress(EOFError, ConnectionError):
         try:
             with opening(device=device) as segmenter:
-                if segmenter.gpu_memory is not None:
-                    segmenter.gpu_memory //= processes
                 connection.send(Opened(segmenter.spec, segmenter.record(), segmenter.why))
                 work: Work = connection.recv()
+                # Only now: it comes when all have opened the model, and hold what that takes.
+                segmenter.share_gpu(processes)
                 while True:
                     first = connection.recv()
                     for outcome in work(segmenter, chain([first], iter(partial(_next, connection), None))):

@@ -171,13 +171,15 @@ def prepare(volume: Volume, spec: ModelSpec, placed: Placed | None = None) -> Pr
     """
     placed = placed or place(volume, spec)
     placement, backgrounds = placed.placement, placed.backgrounds
-    beyond = np.ascontiguousarray(~placement.reorientation.apply(placed.foreground)[placement.box])
+    normalised = spec.normalisation == "zscore"
+    if normalised:
+        beyond = np.ascontiguousarray(~placement.reorientation.apply(placed.foreground)[placement.box])
     # Channels first in memory, channels last in view: what an NCDHW graph wants without a copy.
     data = np.empty((len(backgrounds), *placement.grid), dtype=np.float32)
     for c in range(len(backgrounds)):
+        mean, scale = _moments(volume, placed, c) if normalised else (np.float32(0), np.float32(1))
         values = _boxed(volume, placement, c)
-        if spec.normalisation == "zscore":
-            mean, scale = _moments(volume, placed, c)
+        if normalised:
             values -= mean
             values *= scale
             values[beyond] = 0.0

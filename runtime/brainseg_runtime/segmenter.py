@@ -120,6 +120,16 @@ class Segmenter(AbstractContextManager["Segmenter"]):
         """Bytes of memory that the process may take."""
         return machine_memory() if self.max_memory is None else self.max_memory
 
+    def share_gpu(self, processes: int) -> None:
+        """Plan with one part of so many of what is free on the GPU now; without a GPU nothing changes.
+
+        Raises:
+            EngineUnavailable: ``E_ENGINE_DEVICE`` where the driver does not say.
+        """
+        if self.gpu_memory is not None:
+            free = free_memory(find(self.engine.identity.device))
+            self.gpu_memory = free // self.answering.members // processes
+
     def require_room(self, scan: str, outline: Outline, kept: int = 0) -> None:
         """See that a scan may fit, before any voxel of it is read.
 

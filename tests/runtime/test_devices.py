@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 import zipfile
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+from brainseg_runtime import devices
+from brainseg_runtime import segmenter as chapter
 from brainseg_runtime.batch import Done, Failed, Skipped, exit_status, run, segment_each
-from brainseg_runtime.devices import Worker, Workers, _serve, devices_of, share
+from brainseg_runtime.devices import Workers, _serve, devices_of, share
 from brainseg_runtime.engines.function import FunctionEngine
 from brainseg_runtime.errors import OutputUnwritable, UsageRefused
 from brainseg_runtime.memory import machine_memory
@@ -61,25 +63,38 @@ def record(path):
     return {key: value for key, value in told.items() if key not in TOLD_OF_THE_RUN}
 
 
-def test_a_process_that_a_signal_did_not_end_ends_with_its_pipe():
-    """Python drops what a handler raises within a finaliser: the process is not left to be killed then."""
+DEAF = """
+import multiprocessing, signal
+from brainseg_runtime.devices import Worker, Workers
 
-    def deaf():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        theirs.send("ready")
-        ours.close()
-        with suppress(EOFError):
-            theirs.recv()
+def deaf(connection):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection.send("ready")
+    try:
+        connection.recv()
+    except EOFError:
+        pass
 
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=deaf)
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=deaf, args=(theirs,))
     process.start()
     theirs.close()
-    assert ours.recv() == "ready"
+    ours.recv()
     opened = Workers.__new__(Workers)
     opened._workers = [Worker("cpu", process, ours)]
     opened.close()
-    assert process.exitcode == 0
+    print(process.exitcode)
+"""
+
+
+def test_a_process_that_a_signal_did_not_end_ends_with_its_pipe(tmp_path):
+    """Python drops what a handler raises within a finaliser: the process is not left to be killed then."""
+    script = tmp_path / "script.py"
+    script.write_text(DEAF)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 def test_two_devices_leave_what_one_leaves(infer, bundle, scans, tmp_path):
@@ -286,14 +301,49 @@ def test_processes_share_threads_and_memory():
 
 
 def test_processes_on_one_gpu_share_its_memory(monkeypatch):
-    """Each plans with its part of what is free there."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of this process stay as they are
+    """Each plans with its part of what is free when all have opened the model."""
+    asked, free = [], iter([900, 600])
+    monkeypatch.setattr(chapter, "find", asked.append)
+    monkeypatch.setattr(chapter, "free_memory", lambda gpu: next(free))
     spec = toy_spec()
     segmenter = Segmenter(spec, toy_engine(spec), gpu_memory=1000)
+    segmenter.share_gpu(3)
+    assert segmenter.gpu_memory == 300
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of this process stay as they are
     ours, theirs = multiprocessing.Pipe()
-    ours.close()
-    _serve(lambda device: segmenter, "cuda:0", 4, theirs)
-    assert segmenter.gpu_memory == 250
+    with closing(ours):
+        ours.send("work")
+        ours.send(None)  # no scan: the work is no work
+        with closing(theirs):
+            _serve(lambda device: segmenter, "cuda:0", 2, theirs)
+        assert segmenter.gpu_memory == 300
+    assert asked == [segmenter.engine.identity.device] * 2
+    on_a_cpu = Segmenter(spec, toy_engine(spec))
+    on_a_cpu.share_gpu(2)
+    assert on_a_cpu.gpu_memory is None
+
+
+def test_each_process_is_told_how_many_share_its_gpu(monkeypatch):
+    """Those that are named like it, itself included."""
+
+    class Context:
+        Pipe = staticmethod(multiprocessing.Pipe)
+
+        class Process:
+            def __init__(self, target, args, name):
+                told.append((name, args[2]))
+
+            def start(self):
+                pass
+
+    told = []
+    monkeypatch.setattr(devices, "get_context", lambda kind: Context)
+    opened = Workers.__new__(Workers)
+    opened._workers = []
+    opened._start(None, ["cuda:0", "cuda:1", "cuda:0", "cpu"])
+    for worker in opened._workers:
+        worker.connection.close()
+    assert told == [("cuda:0", 2), ("cuda:1", 1), ("cuda:0", 2), ("cpu", 1)]
 
 
 def test_what_another_device_of_the_run_has_done_stands(scans, tmp_path):

@@ -36,6 +36,8 @@ class OrtEngine:
     ) -> None:
         """Open a session on the bytes of a graph, N C i j k -> N R i j k.
 
+        On a GPU ONNX Runtime is silenced for the whole process: it has no other way.
+
         Raises:
             EngineUnavailable: ``E_ENGINE_DEVICE`` where the device's provider is not the one in use,
                 ``E_ENGINE_MISSING`` where this ONNX Runtime has none for GPUs.
@@ -75,9 +77,7 @@ class OrtEngine:
         except Exception as error:
             if gpu is not None and (_lacks_memory(error) or _crowded(error, gpu)):
                 raise BudgetExceeded(
-                    "E_MEMORY",
-                    f"the model does not fit on {device}, where {free_memory(gpu) // 1_000_000} MB are free.",
-                    "Close what else runs on the GPU.",
+                    "E_MEMORY", f"the model does not fit on {device}.", "Close what else runs on the GPU."
                 ) from error
             if gpu is not None and _lacks_cuda(error):
                 raise _not_there(f"does not compute on {device}: {_short(error)}.", said) from error
@@ -212,7 +212,12 @@ HANDLES = 1_000_000_000
 
 def _crowded(error: Exception, gpu: Gpu) -> bool:
     """Whether cuBLAS or cuDNN did not start where there is hardly room for them: they name other reasons."""
-    return any(part in str(error).lower() for part in ("cudnn", "cublas")) and free_memory(gpu) < HANDLES
+    if not any(part in str(error).lower() for part in ("cudnn", "cublas")):
+        return False
+    try:
+        return free_memory(gpu) < HANDLES
+    except EngineUnavailable:  # after some errors the driver says no more
+        return False
 
 
 def _short(said: object) -> str:
