@@ -215,9 +215,9 @@ def infer(
     # What --dry-run tells is the same on every device, but for what is free on its GPU.
     alone = len(devices) == 1 or dry_run
     opened: Segmenter | Workers = opening(device=devices[0]) if alone else Workers(opening, devices)
-    if isinstance(opened, Segmenter):
-        opened.share_gpu(devices.count(devices[0]))
     with opened as segmenter:
+        if isinstance(segmenter, Segmenter):  # the plan of a dry run is that of one of the processes
+            segmenter.share_gpu(devices.count(devices[0]))
         say = _speaker(as_json, quiet)
         start = {**segmenter.record(), "engine_choice": segmenter.why, "input": kind, "default": not model}
         say({"event": "start", **start})
