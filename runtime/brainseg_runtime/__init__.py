@@ -1,6 +1,6 @@
 """Brain-tumour scans in, segmentations out.
 
-with load("bundles/glioma") as segmenter:
+with load() as segmenter:  # the default model; or load("bundles/mine")
     for scan in find_scans("scans/", segmenter.spec).scans:
         write(segmenter.segment(read(scan)), "out/")
 """

@@ -248,7 +248,9 @@ def infer(
 
 @app.command()
 def selftest(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle's folder.", show_default="the default model")
+    ] = None,
     require_signature: Keys = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
 ) -> None:
@@ -258,9 +260,10 @@ def selftest(
     """
     from brainseg_runtime.bundle import Bundle
     from brainseg_runtime.console import aligned
+    from brainseg_runtime.default_model import default_model
     from brainseg_runtime.selftest import everywhere
 
-    verdicts = list(everywhere(Bundle.open(bundle, require_signature)))
+    verdicts = list(everywhere(Bundle.open(bundle or default_model(), require_signature)))
     if as_json:
         for verdict in verdicts:
             typer.echo(json.dumps({"schema": 1, "event": "selftest", **vars(verdict)}))
@@ -398,6 +401,7 @@ def _event(outcome: "Outcome | Planned") -> dict[str, Any]:
                 **({"type": written.contents["type"]} if written.contents.get("type") else {}),
                 "seconds": written.contents["seconds"],
                 "warnings": written.contents.get("warnings", []),
+                "flags": [flag["code"] for flag in written.contents.get("flags", ())],
             }
         case Skipped(scan):
             return {"event": "skipped", "scan": scan}
@@ -434,6 +438,8 @@ def _sentence(event: dict[str, Any]) -> str:
                 volumes += f", type {told['name']} ({told['probabilities'][told['name']]:.2f})"
             seconds = ", ".join(f"{stage} {s:.2f}" for stage, s in event["seconds"].items())
             warnings = "".join(f" ({warning})" for warning in event["warnings"])
+            if event["flags"]:
+                warnings += f" (look twice: {', '.join(dict.fromkeys(event['flags']))})"
             return f"{event['scan']}: {volumes}{warnings} [s: {seconds}] -> {event['mask']}"
         case "warning":
             return f"warning: {event['message']}"

@@ -231,7 +231,7 @@ def _record(path: Path) -> dict[str, Any] | None:
 
 
 def write_table(folder: Path | str, records: Sequence[Mapping[str, Any]]) -> Path | None:
-    """Write ``volumes.csv``: a row a record, with the model that made it, in ml; none without records.
+    """Write ``volumes.csv``: a row a record, its model, volumes in ml and flags; none without records.
 
     Raises:
         OutputUnwritable: ``E_OUTPUT``.
@@ -242,7 +242,8 @@ def write_table(folder: Path | str, records: Sequence[Mapping[str, Any]]) -> Pat
         model = {"model": record["model"].get("sha256", "")[:12]}
         volumes = {f"{region}_ml": ml for region, ml in record["volumes_ml"].items()}
         kind = {"type": (record["type"] or {}).get("name", "")} if "type" in record else {}
-        rows.append({"scan": record["scan"], **model, **volumes, **kind})
+        flags = {"flags": " ".join(dict.fromkeys(flag["code"] for flag in record.get("flags", ())))}
+        rows.append({"scan": record["scan"], **model, **volumes, **kind, **flags})
     if not rows:
         if path.exists():
             remove(path)

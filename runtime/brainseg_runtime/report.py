@@ -282,10 +282,18 @@ def _volumes(segmentation: Segmentation, contents: Contents) -> str:
             + (f'<td class="number">{between}</td>' if ranges else "")
             + "</tr>"
         )
+    before = ", ".join(
+        f"{region} {doubt['decided_ml']:.2f}"
+        for region, doubt in ranges.items()
+        if doubt["decided_ml"] - contents["volumes_ml"].get(region, 0.0) > 0.005
+    )
+    dropped = (
+        f" Ranges are of what was found before small pieces were dropped: {before} ml." if before else ""
+    )
     more = '<th scope="col" class="number">range</th>' if ranges else ""
     note = (
         '<p class="faint">Range: the volume if a voxel had to be likelier, or could be less likely, to '
-        "belong to the region (probability 0.65 and 0.35 where the threshold is 0.5).</p>"
+        f"belong to the region (probability 0.65 and 0.35 where the threshold is 0.5).{escape(dropped)}</p>"
         if ranges
         else ""
     )

@@ -343,7 +343,8 @@ def _require_one_grid(scan: str, reference: Path, grids: Mapping[Path, Geometry]
         raise ScanRefused(
             "E_GEOMETRY_MISMATCH",
             f"scan {scan}: {'; '.join(apart)}.",
-            f"Register and resample all modalities to {reference.name}.",
+            f"Bring all onto the grid of {reference.name}: --resample-to and its modality, and --register "
+            "if the patient moved between them.",
         )
 
 

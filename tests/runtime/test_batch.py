@@ -58,7 +58,10 @@ def test_every_scan_leaves_mask_json_and_row(segmenter, scans, tmp_path):
         assert "Not a medical device" in contents["disclaimer"]
     rows = table(tmp_path / "out")
     assert [row["scan"] for row in rows] == ["p0", "p1", "p2"]
-    assert list(rows[0]) == ["scan", "model", "WT_ml", "TC_ml", "ET_ml"]
+    assert list(rows[0]) == ["scan", "model", "WT_ml", "TC_ml", "ET_ml", "flags"]
+    told = [json.loads((tmp_path / "out" / f"p{n}_seg.json").read_text())["flags"] for n in range(3)]
+    assert [set(row["flags"].split()) for row in rows] == [{flag["code"] for flag in one} for one in told]
+    assert any(told)
 
 
 def test_a_done_scan_is_skipped_until_something_about_it_changes(segmenter, scans, tmp_path):

@@ -86,7 +86,7 @@ def test_stacks_and_single_slices_become_masks_and_types(made, engine, tmp_path)
             assert f"Type, as the model estimates it: {record['type']['name']}." in page
         for suffix in ("seg.png", "seg.gif", "report.html", "prob.nii.gz"):
             assert (tmp_path / f"{scan.id}_{suffix}").stat().st_size > 500
-    assert (tmp_path / "volumes.csv").read_text().splitlines()[0] == "scan,model,TUMOUR_ml,type"
+    assert (tmp_path / "volumes.csv").read_text().splitlines()[0] == "scan,model,TUMOUR_ml,type,flags"
 
 
 def test_the_bundle_tells_what_keras_tells(made):

@@ -56,7 +56,7 @@ ENGINES: Mapping[EngineName, Kind] = {
             ("tensorrt", "cuda.bindings"),
             ("tensorrt_lean_libs", "tensorrt_lean_bindings", "cuda.bindings"),
         ),
-        {"cuda": 'pip install "brainseg-runtime[rtx]"'},
+        {"cuda": 'pip install "brainseg-runtime[rtx]", or [trt] for an A100, H100, H200 or B200'},
         # FP16 is what TensorRT is taken for.
         ("fp16", "fp32"),
     ),

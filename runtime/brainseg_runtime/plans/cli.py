@@ -48,7 +48,9 @@ def list_plans(as_json: AsJson = False) -> None:
 
 @plans.command()
 def build(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)],
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A bundle's folder.", show_default="the default model")
+    ] = None,
     precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Which of its graphs.")] = "fp16",
     device: Annotated[str, typer.Option(help="For which GPU.")] = "cuda:0",
     lean: Annotated[
@@ -62,9 +64,10 @@ def build(
     7 the plan cannot be kept.
     """
     from brainseg_runtime.bundle import Bundle
+    from brainseg_runtime.default_model import default_model
     from brainseg_runtime.plans.flavour import FLAVOURS
 
-    opened = Bundle.open(bundle, require_signature)
+    opened = Bundle.open(bundle or default_model(), require_signature)
     typer.echo(ready(opened, precision, device, FLAVOURS["lean"] if lean else None))
 
 
