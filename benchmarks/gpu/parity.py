@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from brainseg_export.model import keras_engine, load, to_logits
 from brainseg_runtime import Bundle, Segmenter, find_scans, read
-from brainseg_runtime.overlap import dice
 
 from benchmarks.brain import write_scan
-from benchmarks.gpu.scans import PRECISIONS
+from benchmarks.gpu.scans import PRECISIONS, region_dice
 
 
 def main() -> None:
@@ -35,12 +34,9 @@ def main() -> None:
             expected = segmenter.segment(read(scan))
             for precision in PRECISIONS:
                 mask = np.load(asked.masks / f"{scan.id}-{precision}.npz")["labels"]
-                scores = {
-                    region: round(dice(np.isin(mask, labels), np.isin(expected.labels, labels)), 6)
-                    for region, labels in expected.regions.items()
-                }
                 apart = int((mask != expected.labels).sum())
-                found.setdefault(scan.id, {})[precision] = {**scores, "voxels_apart": apart}
+                scores = {**region_dice(mask, expected), "voxels_apart": apart}
+                found.setdefault(scan.id, {})[precision] = scores
     asked.json.write_text(json.dumps({**figures, "keras": found}, indent=1))
 
 

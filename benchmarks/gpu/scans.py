@@ -22,8 +22,9 @@ from brainseg_runtime.kernels.card import Card
 from brainseg_runtime.overlap import dice
 from brainseg_runtime.resident import Resident
 from brainseg_runtime.scans import Scan, find_scans, read
+from numpy.typing import NDArray
 
-__all__ = ["PRECISIONS", "folders", "one_by_one"]
+__all__ = ["PRECISIONS", "folders", "one_by_one", "region_dice"]
 
 T = TypeVar("T")
 PRECISIONS = ("fp32", "fp16")
@@ -56,7 +57,7 @@ def one_by_one(bundle: Path, scans: Sequence[Scan], masks: Path | None, rounds: 
                     "on_gpu": every[0].record["plan"].get("on_gpu"),
                     "choice": every[0].record["engine_choice"],
                     "same": all(np.array_equal(one.labels, every[0].labels) for one in every),
-                    "dice": _dice(every[0], expected[scan.id]),
+                    "dice": region_dice(every[0].labels, expected[scan.id]),
                     "voxels_apart": int((every[0].labels != expected[scan.id].labels).sum()),
                     "seconds": _stages([one.record["seconds"] for one in every]),
                     "steps": {name: round(total / rounds, 5) for name, total in steps.items()},
@@ -103,10 +104,10 @@ def _stages(every: Sequence[dict[str, float]]) -> dict[str, float]:
     return {stage: round(median(one[stage] for one in every), 4) for stage in every[0]}
 
 
-def _dice(found: Segmentation, expected: Segmentation) -> dict[str, float]:
-    """Region -> Dice of two masks."""
+def region_dice(found: NDArray[np.uint8], expected: Segmentation) -> dict[str, float]:
+    """Region -> Dice of a mask (I, J, K) with another."""
     return {
-        region: round(dice(np.isin(found.labels, labels), np.isin(expected.labels, labels)), 6)
+        region: round(dice(np.isin(found, labels), np.isin(expected.labels, labels)), 6)
         for region, labels in expected.regions.items()
     }
 

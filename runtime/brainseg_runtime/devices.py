@@ -193,8 +193,8 @@ class Workers(AbstractContextManager["Workers"]):
         try:
             for device in devices:
                 ours, theirs = context.Pipe()
-                there = (opening, device, devices.count(device), theirs)
-                process = context.Process(target=_serve, args=there, name=device)
+                told = (opening, device, devices.count(device), theirs)
+                process = context.Process(target=_serve, args=told, name=device)
                 process.start()
                 self._workers.append(Worker(device, process, ours))
                 # The pipe has to break with the process that holds its other end.

@@ -170,16 +170,13 @@ def prepare(volume: Volume, spec: ModelSpec, placed: Placed | None = None) -> Pr
             where nothing differs from the background.
     """
     placed = placed or place(volume, spec)
-    placement, backgrounds = placed.placement, placed.backgrounds
-    normalised = spec.normalisation == "zscore"
-    if normalised:
-        beyond = np.ascontiguousarray(~placement.reorientation.apply(placed.foreground)[placement.box])
+    placement, statistics = placed.placement, examine(volume, spec, placed).statistics
+    beyond = np.ascontiguousarray(~placement.reorientation.apply(placed.foreground)[placement.box])
     # Channels first in memory, channels last in view: what an NCDHW graph wants without a copy.
-    data = np.empty((len(backgrounds), *placement.grid), dtype=np.float32)
-    for c in range(len(backgrounds)):
-        mean, scale = _moments(volume, placed, c) if normalised else (np.float32(0), np.float32(1))
+    data = np.empty((len(statistics.mean), *placement.grid), dtype=np.float32)
+    for c, (mean, scale) in enumerate(zip(statistics.mean, statistics.scale, strict=True)):
         values = _boxed(volume, placement, c)
-        if normalised:
+        if spec.normalisation == "zscore":
             values -= mean
             values *= scale
             values[beyond] = 0.0
@@ -268,7 +265,7 @@ def _grid(start: Shape, stop: Shape, spacing: tuple[float, float, float], spec: 
 
 
 def _moments(volume: Volume, placed: Placed, channel: int) -> tuple[np.float32, np.float32]:
-    """Mean and 1 / standard deviation of the brain's values; 0 for the second where all are one."""
+    """Mean of a channel (I, J, K) over the brain, and 1 / its deviation, which is 0 where all are one."""
     values = volume.data[..., channel]
     # In the order in which they lie in memory: taken across it, they take four times as long.
     order = sorted(range(3), key=lambda axis: -abs(values.strides[axis]))
